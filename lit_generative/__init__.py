@@ -1,0 +1,25 @@
+"""lit_generative: GAN, VAE and diffusion models for PyTorch Lightning.
+
+Importing the package imports nothing else; ``lit_generative.GAN`` and the others load what they need when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_generative.diffusion.module import DDPM
+    from lit_generative.gan.module import GAN
+    from lit_generative.vae.module import VAE
+
+__version__ = "0.1.0"
+__all__ = ["DDPM", "GAN", "VAE", "__version__"]
+
+_FAMILIES = {"DDPM": "diffusion", "GAN": "gan", "VAE": "vae"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FAMILIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FAMILIES[name]}.module"), name)

@@ -1,0 +1,74 @@
+"""Objects that remember how they were built, so that a checkpoint can build them again.
+
+``LightningCLI`` stores the class path and arguments of everything a config builds. An object made in Python has no
+config; :class:`Recorded` keeps one for it, in the same form, and :func:`describe` collects it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+
+class Recorded:
+    """Mixin: keeps the arguments of the constructor in ``self._recipe`` as ``{"class_path", "init_args"}``."""
+
+    _recipe: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in cls.__dict__:
+            return
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def recording_init(self: Recorded, *args: Any, **kwargs: Any) -> None:
+            # The outermost constructor runs first; those of its base classes must not overwrite its record.
+            if "_recipe" not in self.__dict__:
+                bound = inspect.signature(init).bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                arguments = dict(list(bound.arguments.items())[1:])
+                self.__dict__["_recipe"] = {"class_path": class_path(type(self)), "init_args": arguments}
+            init(self, *args, **kwargs)
+
+        cls.__init__ = recording_init  # type: ignore[method-assign, assignment]
+
+
+def class_path(cls: type) -> str:
+    """Where ``cls`` can be imported from: ``module.QualName``."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def describe(value: Any) -> Any:
+    """Turn a constructor argument into plain data that a config could hold.
+
+    Args:
+        value: A number, string, None, list, tuple, dict, :class:`Recorded` object, class, or
+            ``functools.partial`` of a class (an optimizer with its settings).
+
+    Returns:
+        Numbers, strings, None, lists and dicts only.
+
+    Raises:
+        TypeError: If ``value``, or something in it, cannot be written down.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, type):
+        return {"class_path": class_path(value)}
+    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
+        return {"class_path": class_path(value.func), "init_args": describe(value.keywords)}
+    recipe = getattr(value, "_recipe", None)
+    if recipe is None and type(value).__init__ is object.__init__:
+        return {"class_path": class_path(type(value))}
+    if recipe is None:
+        raise TypeError(
+            f"{type(value).__name__} does not say how it was built, so a checkpoint could not build it again. "
+            "Derive it from lit_generative.recipe.Recorded; give an optimizer as a class or functools.partial of one."
+        )
+    return {"class_path": recipe["class_path"], "init_args": describe(recipe["init_args"])}

@@ -1,0 +1,131 @@
+"""Small tensor functions that every family uses."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def expand_like(values: Tensor, x: Tensor) -> Tensor:
+    """Give one value per example the axes of ``x``, so that the two broadcast.
+
+    Args:
+        values: One number per example, ``(N,)``.
+        x: Any tensor whose first axis is the batch, ``(N, ...)``.
+
+    Returns:
+        ``(N, 1, ..., 1)`` with as many axes as ``x``.
+    """
+    return values.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def sum_per_example(x: Tensor) -> Tensor:
+    """Sum over every axis but the first: ``(N, ...)`` to ``(N,)``."""
+    return x.flatten(start_dim=1).sum(dim=1)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of ``module`` asks for a gradient inside; each gets its own setting back, also after an error."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """``module`` is in evaluation mode inside; each sub-module gets its own mode back, also after an error."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and is the same in every process, unlike ``hash``."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sample_generators(seed: int, num: int, start: int = 0) -> list[torch.Generator]:
+    """One generator per sample, so that sample ``i`` does not depend on the batch it is drawn in.
+
+    Args:
+        seed: Seed of the whole set.
+        num: How many generators.
+        start: Index of the first sample in the whole set.
+
+    Returns:
+        CPU generators for the samples ``start`` to ``start + num - 1``.
+    """
+    return [torch.Generator().manual_seed(derive_seed("sample", seed, start + i)) for i in range(num)]
+
+
+def randn(shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise, drawn where the generator lives and moved to ``device``.
+
+    Args:
+        shape: Shape of the result, ``(N, ...)``.
+        generator: None (torch's own), one generator for the whole batch, or a sequence of ``N``, one per example.
+        device: Where the result lies.
+
+    Returns:
+        float32 noise of ``shape``.
+
+    Raises:
+        ValueError: If a sequence of generators has not one for each example.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.randn(tuple(shape), generator=generator, device=source).to(device)
+    _check_count(generator, shape[0])
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
+
+
+def random_labels(
+    num: int, num_classes: int, generator: Generators = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Labels drawn uniformly from ``[0, num_classes)``: ``(num,)`` int64. ``generator`` as in :func:`randn`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.randint(num_classes, (num,), generator=generator, device=source).to(device)
+    _check_count(generator, num)
+    return torch.cat([torch.randint(num_classes, (1,), generator=g, device=g.device) for g in generator]).to(device)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Quantize images from ``[-1, 1]`` to the nearest of 256 levels; what lies outside becomes 0 or 255.
+
+    This is the only place where the project turns floats into pixels.
+
+    Args:
+        images: ``(N, C, H, W)``, any floating dtype.
+
+    Returns:
+        uint8, same shape.
+    """
+    return images.float().mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """Scale pixels 0..255 to float32 in ``[-1, 1]``; the inverse of :func:`to_uint8`."""
+    return pixels.float().div(127.5).sub(1.0)
+
+
+def _check_count(generators: Sequence[torch.Generator], num: int) -> None:
+    if len(generators) != num:
+        raise ValueError(f"generator: need one for each of {num} samples, got {len(generators)}.")

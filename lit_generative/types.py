@@ -1,0 +1,88 @@
+"""What the rooms of the house know of each other: batches, and what a module can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypedDict, runtime_checkable
+
+from torch import Tensor, nn
+
+from lit_generative.tensor_ops import Generators
+
+
+class Batch(TypedDict):
+    """What every data module yields, on the module's device."""
+
+    image: Tensor
+    """Images ``(N, C, H, W)`` in ``[-1, 1]``, or 2-D points ``(N, 2)``; float32."""
+    label: Tensor
+    """Class labels ``(N,)``, int64; zero where the data has no classes."""
+
+
+@runtime_checkable
+class SupportsSampling(Protocol):
+    """A module that draws from its model."""
+
+    num_classes: int | None
+    """How many classes a label may name; None for an unconditional model."""
+
+    def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Draw ``num`` samples: ``(N, C, H, W)`` in ``[-1, 1]``, or points ``(N, 2)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsReconstruction(Protocol):
+    """A module that encodes and decodes images."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Give ``x``, ``(N, C, H, W)`` in ``[-1, 1]``, back through the model."""
+        ...
+
+
+@runtime_checkable
+class SupportsTrajectory(Protocol):
+    """A module that samples step by step."""
+
+    def trajectory(
+        self, num: int, label: Tensor | None = None, generator: Generators = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the noisy batch and the model's guess of the clean one, from noise to data."""
+        ...
+
+
+@runtime_checkable
+class SupportsAveraging(Protocol):
+    """A module that names the sub-modules its samples come from: what an average of the weights must hold."""
+
+    @property
+    def sampling_modules(self) -> list[str]:
+        """Attribute names, as in ``["generator"]``."""
+        ...
+
+
+@runtime_checkable
+class DescribesData(Protocol):
+    """A data module that says what it yields, so that a mismatch is found before training."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one example: ``(C, H, W)``, or ``(2,)``."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the labels name; None if there are none."""
+        ...
+
+
+class DescribesInput(Protocol):
+    """A network that says what it takes; either attribute may be missing."""
+
+    sample_shape: tuple[int, ...]
+    num_classes: int | None
+
+
+def described_networks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Direct children of ``module`` that state a ``sample_shape``."""
+    return ((name, child) for name, child in module.named_children() if hasattr(child, "sample_shape"))
