@@ -1,0 +1,116 @@
+"""Convolutional encoder and decoder of a VAE for small images (8x8 to 64x64)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lit_generative.networks.checks import check_divisible
+from lit_generative.recipe import Recorded
+
+_CHANNELS_PER_GROUP = 8
+
+
+class ConvEncoder(Recorded, nn.Module):
+    """Images to mean and log-variance of a Gaussian posterior.
+
+    Each stage is a strided convolution, group norm and SiLU; a linear layer reads the last one. Unlike batch norm,
+    group norm gives an example the same posterior whatever else is in its batch.
+
+    Args:
+        image_size: Height and width in pixels; ``2**num_stages`` must divide it.
+        channels: Image channels.
+        latent_dim: Length of the latent, D.
+        width: Channels of the first stage; every further stage doubles them.
+        num_stages: How often the size is halved.
+
+    Raises:
+        ValueError: If ``image_size`` cannot be halved so often, or there is no stage.
+    """
+
+    def __init__(self, image_size: int, channels: int, latent_dim: int, width: int = 32, num_stages: int = 2) -> None:
+        super().__init__()
+        self.sample_shape = (channels, image_size, image_size)
+        self.latent_dim = latent_dim
+        self.num_classes: int | None = None
+        widths = _stage_widths("ConvEncoder", image_size, width, num_stages)
+        layers: list[nn.Module] = []
+        for before, after in zip([channels, *widths[:-1]], widths, strict=True):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _group_norm(after), nn.SiLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1] * (image_size >> num_stages) ** 2, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images.
+
+        Args:
+            x: Images in ``[-1, 1]``, ``(N, C, H, W)``.
+
+        Returns:
+            Mean and logarithm of the variance of the posterior, each ``(N, D)``.
+        """
+        mean, logvar = self.head(self.layers(x).flatten(start_dim=1)).chunk(2, dim=1)
+        return mean, logvar
+
+
+class ConvDecoder(Recorded, nn.Module):
+    """Latents to parameters of the likelihood: the mirror image of :class:`ConvEncoder`.
+
+    Args:
+        image_size: Height and width in pixels; ``2**num_stages`` must divide it.
+        channels: Image channels.
+        latent_dim: Length of the latent, D.
+        width: Channels of the last hidden stage; every stage before has twice as many.
+        num_stages: How often the size is doubled.
+        parameters_per_value: How many numbers the likelihood needs for one value of the image.
+
+    Raises:
+        ValueError: If ``image_size`` cannot be halved so often, or there is no stage.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        latent_dim: int,
+        width: int = 32,
+        num_stages: int = 2,
+        parameters_per_value: int = 1,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = (channels, image_size, image_size)
+        self.latent_dim = latent_dim
+        self.num_classes: int | None = None
+        widths = _stage_widths("ConvDecoder", image_size, width, num_stages)[::-1]
+        lowest = image_size >> num_stages
+        layers: list[nn.Module] = [
+            nn.Linear(latent_dim, widths[0] * lowest**2),
+            nn.Unflatten(1, (widths[0], lowest, lowest)),
+        ]
+        for before, after in zip(widths, [*widths[1:], channels * parameters_per_value], strict=True):
+            layers += [_group_norm(before), nn.SiLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents.
+
+        Args:
+            z: Latents, ``(N, D)``.
+
+        Returns:
+            What the likelihood interprets, without activation, ``(N, parameters_per_value * C, H, W)``.
+        """
+        parameters: Tensor = self.layers(z)
+        return parameters
+
+
+def _stage_widths(name: str, image_size: int, width: int, num_stages: int) -> list[int]:
+    """Channels of each stage, from the largest map to the smallest."""
+    if num_stages < 1:
+        raise ValueError(f"{name}: num_stages must be at least 1, got {num_stages}.")
+    check_divisible(name, image_size, 2**num_stages, "2**num_stages")
+    return [width * 2**i for i in range(num_stages)]
+
+
+def _group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(width // _CHANNELS_PER_GROUP, 1), width)

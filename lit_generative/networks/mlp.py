@@ -1,0 +1,182 @@
+"""Perceptrons: for 2-D points in all three families, and for small images in a VAE."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lit_generative.networks.checks import check_label
+from lit_generative.networks.time_embedding import embeddable_time, sinusoidal_embedding
+from lit_generative.recipe import Recorded
+
+_TIME_FEATURES = 64
+
+
+class MLPGenerator(Recorded, nn.Module):
+    """Latents to 2-D points; ReLU between the layers, no activation at the end.
+
+    Args:
+        latent_dim: Length of ``z``.
+        hidden_dim: Width of each hidden layer.
+        num_layers: How many hidden layers.
+
+    Raises:
+        ValueError: If there is no hidden layer.
+    """
+
+    def __init__(self, latent_dim: int = 16, hidden_dim: int = 128, num_layers: int = 3) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.sample_shape = (2,)
+        self.num_classes: int | None = None
+        self.layers = _perceptron(latent_dim, hidden_dim, 2, num_layers, nn.ReLU())
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Turn latents ``(N, latent_dim)`` into points ``(N, 2)``.
+
+        Raises:
+            ValueError: If ``y`` is not None: this network knows no classes.
+        """
+        check_label(self, self.num_classes, y)
+        points: Tensor = self.layers(z)
+        return points
+
+
+class MLPDiscriminator(Recorded, nn.Module):
+    """2-D points to logits; leaky ReLU of slope 0.2 between the layers.
+
+    Args:
+        hidden_dim: Width of each hidden layer.
+        num_layers: How many hidden layers.
+
+    Raises:
+        ValueError: If there is no hidden layer.
+    """
+
+    def __init__(self, hidden_dim: int = 128, num_layers: int = 3) -> None:
+        super().__init__()
+        self.sample_shape = (2,)
+        self.num_classes: int | None = None
+        self.layers = _perceptron(2, hidden_dim, 1, num_layers, nn.LeakyReLU(0.2))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Judge points ``(N, 2)`` by logits ``(N,)``, large for real.
+
+        Raises:
+            ValueError: If ``y`` is not None: this network knows no classes.
+        """
+        check_label(self, self.num_classes, y)
+        logits: Tensor = self.layers(x).squeeze(dim=1)
+        return logits
+
+
+class MLPDenoiser(Recorded, nn.Module):
+    """Noisy 2-D points and their times to a prediction; SiLU between the layers.
+
+    Args:
+        hidden_dim: Width of each hidden layer.
+        num_layers: How many hidden layers.
+        num_classes: How many classes a label may name; None for an unconditional network.
+
+    Raises:
+        ValueError: If there is no hidden layer.
+    """
+
+    def __init__(self, hidden_dim: int = 128, num_layers: int = 3, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.sample_shape = (2,)
+        self.num_classes = num_classes
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes, _TIME_FEATURES)
+        input_dim = 2 + (_TIME_FEATURES if num_classes is None else 2 * _TIME_FEATURES)
+        self.layers = _perceptron(input_dim, hidden_dim, 2, num_layers, nn.SiLU())
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict what the parameterization asks for.
+
+        Args:
+            x_t: Noisy points, ``(N, 2)``.
+            t: int64 steps in ``[0, num_timesteps)``, or float times in ``[0, 1]``, ``(N,)``.
+            y: Class labels, ``(N,)`` int64; None if and only if the network is unconditional.
+
+        Returns:
+            The prediction, ``(N, 2)``.
+
+        Raises:
+            ValueError: If ``y`` is missing or not wanted.
+        """
+        check_label(self, self.num_classes, y)
+        inputs = [x_t, sinusoidal_embedding(embeddable_time(t), _TIME_FEATURES).to(x_t.dtype)]
+        if self.embedding is not None:
+            inputs.append(self.embedding(y))
+        prediction: Tensor = self.layers(torch.cat(inputs, dim=1))
+        return prediction
+
+
+class MLPEncoder(Recorded, nn.Module):
+    """Flattened examples to mean and log-variance of a Gaussian posterior; SiLU between the layers.
+
+    Args:
+        sample_shape: Shape of one example, as in ``(1, 8, 8)`` or ``(2,)``.
+        latent_dim: Length of the latent, D.
+        hidden_dim: Width of each hidden layer.
+        num_layers: How many hidden layers.
+
+    Raises:
+        ValueError: If there is no hidden layer.
+    """
+
+    def __init__(
+        self, sample_shape: tuple[int, ...], latent_dim: int, hidden_dim: int = 128, num_layers: int = 2
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        self.latent_dim = latent_dim
+        self.num_classes: int | None = None
+        self.layers = _perceptron(math.prod(sample_shape), hidden_dim, 2 * latent_dim, num_layers, nn.SiLU())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode examples ``(N, *sample_shape)`` as mean and log-variance, each ``(N, D)``."""
+        mean, logvar = self.layers(x.flatten(start_dim=1)).chunk(2, dim=1)
+        return mean, logvar
+
+
+class MLPDecoder(Recorded, nn.Module):
+    """Latents to parameters of the likelihood, one per value; SiLU between the layers, none at the end.
+
+    Args:
+        sample_shape: Shape of one example, as in ``(1, 8, 8)`` or ``(2,)``.
+        latent_dim: Length of the latent, D.
+        hidden_dim: Width of each hidden layer.
+        num_layers: How many hidden layers.
+
+    Raises:
+        ValueError: If there is no hidden layer.
+    """
+
+    def __init__(
+        self, sample_shape: tuple[int, ...], latent_dim: int, hidden_dim: int = 128, num_layers: int = 2
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        self.latent_dim = latent_dim
+        self.num_classes: int | None = None
+        self.layers = _perceptron(latent_dim, hidden_dim, math.prod(sample_shape), num_layers, nn.SiLU())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(N, D)`` into ``(N, *sample_shape)``."""
+        parameters: Tensor = self.layers(z)
+        return parameters.reshape(-1, *self.sample_shape)
+
+
+def _perceptron(input_dim: int, hidden_dim: int, output_dim: int, num_layers: int, activation: nn.Module) -> nn.Module:
+    """``num_layers`` hidden layers, each followed by ``activation``, and a linear layer at the end."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers: a perceptron needs at least 1 hidden layer, got {num_layers}.")
+    dims = [input_dim] + [hidden_dim] * num_layers
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(dims):
+        layers += [nn.Linear(before, after), activation]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))

@@ -1,0 +1,29 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lit_generative.networks.checks import check_divisible, check_label
+
+
+@pytest.mark.parametrize("image_size", [4, 8, 28])
+def test_multiples_pass(image_size):
+    check_divisible("Network", image_size, 4, "patch_size")
+
+
+@pytest.mark.parametrize(("image_size", "nearest"), [(-4, "4"), (0, "4"), (3, "4"), (6, "4 and 8"), (30, "28 and 32")])
+def test_other_sizes_are_refused_and_the_nearest_named(image_size, nearest):
+    message = f"Network: image_size must be a positive multiple of 4 (patch_size), got {image_size}. "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}Nearest that fit: {nearest}\\.$"):
+        check_divisible("Network", image_size, 4, "patch_size")
+
+
+def test_a_label_passes_if_and_only_if_there_are_classes():
+    y = torch.tensor([0, 1])
+    check_label(nn.Identity(), None, None)
+    check_label(nn.Identity(), 2, y)
+    with pytest.raises(ValueError, match=r"Identity: built with num_classes=2, so it needs labels y of shape \(N,\)"):
+        check_label(nn.Identity(), 2, None)
+    with pytest.raises(ValueError, match=r"Identity: built without num_classes.*got y of shape \(2,\)"):
+        check_label(nn.Identity(), None, y)

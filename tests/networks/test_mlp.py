@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import nn
+
+from lit_generative.networks.mlp import MLPDecoder, MLPDenoiser, MLPDiscriminator, MLPEncoder, MLPGenerator
+
+
+class Case:
+    """A way to build a network, and arguments to call it with."""
+
+    def __init__(self, build, *arguments):
+        self.build, self.arguments = build, arguments
+
+
+X, Z, Y = torch.randn(4, 2), torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+CASES = {
+    "generator": Case(lambda: MLPGenerator(latent_dim=5, hidden_dim=6, num_layers=2), Z),
+    "discriminator": Case(lambda: MLPDiscriminator(hidden_dim=6, num_layers=2), X),
+    "denoiser": Case(lambda: MLPDenoiser(hidden_dim=6, num_layers=2), X, torch.tensor([0, 7, 400, 999])),
+    "class denoiser": Case(lambda: MLPDenoiser(hidden_dim=6, num_classes=3), X, torch.rand(4), Y),
+    "encoder": Case(lambda: MLPEncoder((1, 2, 3), latent_dim=5, hidden_dim=6), torch.randn(4, 1, 2, 3)),
+    "decoder": Case(lambda: MLPDecoder((1, 2, 3), latent_dim=5, hidden_dim=6), Z),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request) -> Case:
+    return request.param
+
+
+def tensors(output):
+    return output if isinstance(output, tuple) else (output,)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("generator", [(4, 2)]),
+        ("discriminator", [(4,)]),
+        ("denoiser", [(4, 2)]),
+        ("class denoiser", [(4, 2)]),
+        ("encoder", [(4, 5), (4, 5)]),
+        ("decoder", [(4, 1, 2, 3)]),
+    ],
+)
+def test_outputs_have_the_promised_shapes(name, shapes):
+    case = CASES[name]
+    assert [tuple(output.shape) for output in tensors(case.build()(*case.arguments))] == shapes
+
+
+def test_networks_state_what_they_take():
+    networks = {name: case.build() for name, case in CASES.items()}
+    assert {name: n.sample_shape for name, n in networks.items() if n.sample_shape != (2,)} == {
+        "encoder": (1, 2, 3),
+        "decoder": (1, 2, 3),
+    }
+    assert {name: n.num_classes for name, n in networks.items() if n.num_classes is not None} == {"class denoiser": 3}
+    assert networks["generator"].latent_dim == networks["encoder"].latent_dim == networks["decoder"].latent_dim == 5
+
+
+def test_gradients_reach_every_parameter(case):
+    network = case.build()
+    sum(output.square().sum() for output in tensors(network(*case.arguments))).backward()
+    for name, p in network.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.abs().sum() > 0, name
+
+
+def test_an_example_does_not_depend_on_its_batch(case):
+    network = case.build().double()
+    arguments = [a.double() if a.is_floating_point() else a for a in case.arguments]
+    alone = tensors(network(*(a[1:2] for a in arguments)))
+    for one, many in zip(alone, tensors(network(*arguments)), strict=True):
+        torch.testing.assert_close(one, many[1:2])
+
+
+def test_a_state_dict_round_trip_keeps_the_output(case):
+    first, second = case.build(), case.build()
+    second.load_state_dict(first.state_dict())
+    for one, other in zip(tensors(first(*case.arguments)), tensors(second(*case.arguments)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bfloat16_autocast_gives_finite_output(case):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = tensors(case.build()(*case.arguments))
+    assert all(output.isfinite().all() for output in outputs)
+
+
+def test_num_layers_counts_hidden_layers():
+    linear = [m for m in MLPGenerator(hidden_dim=6, num_layers=4).modules() if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in linear] == [6, 6, 6, 6, 2]
+    with pytest.raises(ValueError, match="at least 1 hidden layer, got 0"):
+        MLPGenerator(num_layers=0)
+
+
+def test_a_network_without_classes_refuses_labels():
+    for network, arguments in (
+        (MLPGenerator(5, 6), (Z, Y)),
+        (MLPDiscriminator(6), (X, Y)),
+        (MLPDenoiser(6), (X, X[:, 0], Y)),
+    ):
+        with pytest.raises(ValueError, match=rf"{type(network).__name__}: built without num_classes"):
+            network(*arguments)
+
+
+def test_a_denoiser_with_classes_asks_for_labels():
+    with pytest.raises(ValueError, match="MLPDenoiser: built with num_classes=3, so it needs labels"):
+        MLPDenoiser(6, num_classes=3)(X, torch.rand(4))
+
+
+def test_the_denoiser_depends_on_time_and_label():
+    network = MLPDenoiser(hidden_dim=6, num_classes=3)
+    x_t = X[:1].expand(2, -1)
+    by_time = network(x_t, torch.tensor([0.25, 0.75]), Y[:1].expand(2))
+    by_label = network(x_t, torch.tensor([0.5, 0.5]), torch.tensor([0, 2]))
+    assert not torch.allclose(by_time[0], by_time[1])
+    assert not torch.allclose(by_label[0], by_label[1])
+
+
+def test_a_float_time_is_read_like_the_step_a_thousand_times_as_large():
+    network = MLPDenoiser(hidden_dim=6)
+    steps = torch.tensor([0, 250, 500, 1000])
+    torch.testing.assert_close(network(X, steps / 1000), network(X, steps))
