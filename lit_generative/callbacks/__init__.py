@@ -1,0 +1,1 @@
+"""Callbacks; they know a module only through lit_generative.types."""

@@ -1,0 +1,97 @@
+"""Pictures of samples during training, always of the same noise and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from typing_extensions import override
+
+from lit_generative.callbacks.ema import averaged_weights
+from lit_generative.pictures import grid, pil, save_png
+from lit_generative.tensor_ops import sample_generators
+from lit_generative.types import SupportsSampling
+
+
+class SampleGrid(L.Callback):
+    """Draws one grid of samples every n updates, to ``samples/`` in the run's folder and to the loggers there are.
+
+    Noise and labels are the same each time, so that the pictures show the same samples getting better. Training's own
+    random numbers are untouched; samples come from the averaged weights where there are any.
+
+    Args:
+        every_n_steps: Updates between two grids.
+        num_samples: How many samples.
+        columns: Samples in a row; for a model with classes, a column for each class reads best.
+        seed: Seed of noise.
+
+    Raises:
+        ValueError: If ``every_n_steps`` or ``num_samples`` is below 1.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 500, num_samples: int = 64, columns: int | None = None, seed: int = 0
+    ) -> None:
+        if every_n_steps < 1 or num_samples < 1:
+            raise ValueError(
+                f"SampleGrid: every_n_steps and num_samples must be at least 1, got {every_n_steps} and {num_samples}."
+            )
+        self.every_n_steps = every_n_steps
+        self.num_samples = num_samples
+        self.columns = columns
+        self.seed = seed
+        self._last_step = 0
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, SupportsSampling):
+            raise TypeError(f"SampleGrid: {type(pl_module).__name__} has no sample() and num_classes to draw from.")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._last_step:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._last_step and trainer.global_step > 0:
+            self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        assert isinstance(pl_module, SupportsSampling)
+        labels = None
+        if pl_module.num_classes is not None:
+            labels = torch.arange(self.num_samples) % pl_module.num_classes
+        with isolate_rng(), averaged_weights(trainer), trainer.precision_plugin.forward_context():
+            samples = pl_module.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
+        self._show(trainer, grid(samples, self.columns))
+
+    def _show(self, trainer: L.Trainer, picture: Tensor) -> None:
+        step = trainer.global_step
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_png(picture, folder / "samples" / f"step_{step:07d}.png")
+        for logger in trainer.loggers:
+            # Scalars of update n have step n - 1; the picture belongs beside them.
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", picture, step - 1, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [pil(picture)], step=step - 1)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]

@@ -1,0 +1,1 @@
+"""What training every family needs: the base module, exact resume, schedules, safe checkpoint files, logs."""

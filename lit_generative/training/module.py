@@ -1,0 +1,299 @@
+"""The base of every family's LightningModule: honest step counts, exact resume, checks against the data."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import override
+
+from lit_generative.recipe import class_path, describe
+from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
+from lit_generative.training.resume import apply_changed_options, optimization_options
+from lit_generative.types import DescribesData
+
+OPTIONS_KEY = "optimization_options"
+
+
+class GenerativeModule(L.LightningModule, ABC):
+    """What GAN, VAE and DDPM share.
+
+    * ``trainer.global_step`` counts one optimizer's updates only: the others step with :meth:`step_uncounted`.
+    * All randomness of a step is a function of (seed, batches seen, rank), so a resumed run draws what the
+      uninterrupted one would have drawn, ranks differ, and validation or sampling cannot shift training.
+    * Hyperparameters hold the whole tree of networks and objects, so ``load_from_checkpoint(path)`` needs no more.
+    """
+
+    num_classes: int | None = None
+
+    # ---- hyperparameters
+
+    @override
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; without arguments it writes every constructor argument as plain data.
+
+        Raises:
+            TypeError: If an argument cannot be written down (see :func:`lit_generative.recipe.describe`).
+        """
+        if args or kwargs or _given_hyperparameters.get() is not None:
+            super().save_hyperparameters(*args, **kwargs)
+            return
+        frame = inspect.currentframe()
+        assert frame is not None  # CPython always has frames
+        assert frame.f_back is not None
+        values = frame.f_back.f_locals
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        hparams = {name: describe(values[name]) for name in names}
+        hparams["_class_path"] = class_path(type(self))
+        hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        super().save_hyperparameters(hparams)
+
+    # ---- optimization
+
+    def optimizer_for(
+        self,
+        name: str,
+        parameters: Iterable[nn.Parameter],
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+    ) -> dict[str, Any]:
+        """One entry of ``configure_optimizers``: a named optimizer, and its schedule stepped once an update.
+
+        Args:
+            name: Name of the parameter group, which ``LearningRateMonitor`` shows.
+            parameters: What is optimized.
+            optimizer: Builds the optimizer from a list of parameter groups.
+            scheduler: Builds the schedule from the optimizer; None for a constant rate.
+
+        Returns:
+            Lightning's dictionary form.
+        """
+        group = {"params": [p for p in parameters if p.requires_grad], "name": name}
+        entry: dict[str, Any] = {"optimizer": optimizer([group])}  # type: ignore[list-item]
+        if scheduler is not None:
+            schedule = scheduler(entry["optimizer"])
+            entry["lr_scheduler"] = {"scheduler": schedule, "interval": "step", "name": f"lr-{name}"}
+            if isinstance(schedule, ReduceLROnPlateau):
+                entry["lr_scheduler"] |= {"interval": "epoch", "monitor": getattr(schedule, "monitor", "val/loss")}
+        return entry
+
+    def step_uncounted(self, optimizer: LightningOptimizer) -> None:
+        """Step without counting in ``trainer.global_step``; scaling, hooks and clipping act as in a counted step."""
+        self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+
+    def step_schedulers(self) -> None:
+        """Step every schedule that counts updates; manual optimization calls it once a counted update."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == "step":
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        if self.automatic_optimization or self.trainer.sanity_checking or not self.trainer.fit_loop.epoch_loop:
+            return
+        for config in self.trainer.lr_scheduler_configs if self.trainer.state.fn == "fit" else []:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(_monitored(self.trainer.callback_metrics, config.monitor))
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Under manual optimization Lightning calls this inside autocast, which would lower regions kept in float32.
+        with torch.autocast(self.device.type, enabled=False):
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    # ---- logging
+
+    @property
+    def log_now(self) -> bool:
+        """Whether this batch is one of every ``log_every_n_steps``; logging costs as much as a small update."""
+        n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return n > 0 and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0
+
+    def log_losses(self, losses: Mapping[str, Tensor], in_bar: Iterable[str] = ()) -> None:
+        """Log means over the batch as ``train/<name>``, on the batches that are logged at all.
+
+        Args:
+            losses: Values ``(N,)`` or scalars by name.
+            in_bar: Which of them the progress bar shows.
+        """
+        if self.log_now:
+            for name, value in losses.items():
+                self.log(f"train/{name}", value.detach().float().mean(), prog_bar=name in in_bar)
+
+    def log_evaluation(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        """Log values ``(N,)`` as ``<stage>/<name>``: their mean over the whole data set and all processes."""
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value.float().mean(), batch_size=len(value), sync_dist=True)
+
+    # ---- hooks
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._check_data()
+        # Said at each save under manual optimization; saving after the update is what resuming needs.
+        warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+        strategy = self.trainer.strategy
+        if stage == "fit" and not self.automatic_optimization and isinstance(strategy, DDPStrategy):
+            if strategy._ddp_kwargs.get("static_graph"):
+                raise ValueError(
+                    f"{type(self).__name__}: optimizers that take turns change the graph, so DDPStrategy must not "
+                    "have static_graph=True. Leave it out."
+                )
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+    def _check_data(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, DescribesData):
+            return
+        for name, network in self.named_modules():
+            shape, classes = getattr(network, "sample_shape", None), getattr(network, "num_classes", None)
+            who = f"model.{name} ({type(network).__name__})"
+            if shape is not None and tuple(shape) != tuple(data.sample_shape):
+                raise ValueError(
+                    f"{who} takes examples of shape {tuple(shape)}, but {type(data).__name__} yields "
+                    f"{tuple(data.sample_shape)}. Set the network's image_size and channels to those of the data."
+                )
+            if shape is not None and classes is not None and classes != data.num_classes:
+                raise ValueError(
+                    f"{who} takes labels of {classes} classes, but {type(data).__name__} has "
+                    f"{data.num_classes or 'no'} classes. Set the network's num_classes to "
+                    f"{data.num_classes if data.num_classes else 'null'}."
+                )
+
+    @override
+    def on_train_start(self) -> None:
+        fresh = optimization_options(self.configure_optimizers())  # type: ignore[arg-type]
+        saved, self._saved_options = getattr(self, "_saved_options", None), None
+        if saved is not None:
+            apply_changed_options(self.trainer, saved, fresh)
+        self._options = fresh
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[OPTIONS_KEY] = getattr(self, "_options", None)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._saved_options = checkpoint.get(OPTIONS_KEY)
+        saved = checkpoint.get("hyper_parameters", {})
+        _check_class(self, saved.get("_class_path"))
+        _check_weights(self, checkpoint["state_dict"], saved)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._seed("train", self.trainer.fit_loop.total_batch_idx)
+
+    @override
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._seed("val", batch_idx)  # the same noise at every validation: scores then differ by the weights alone
+
+    @override
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._seed("test", batch_idx)
+
+    def _seed(self, stage: str, batch: int) -> None:
+        seed = derive_seed(stage, global_seed(), batch, self.trainer.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every device: 75 us a step
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    # ---- sampling
+
+    @abstractmethod
+    def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Draw ``num`` samples; see :class:`lit_generative.types.SupportsSampling`."""
+
+    @override
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Draw the samples whose indices are ``batch``: each has its own seed, whatever the batch or the rank."""
+        generators = [g for i in batch.tolist() for g in sample_generators(global_seed(), 1, start=i)]
+        return self.sample(len(batch), generator=generators)
+
+    def labels_for(self, num: int, label: Tensor | None, generator: Generators) -> Tensor | None:
+        """Labels to sample with: those given, or drawn uniformly; None for an unconditional model.
+
+        Args:
+            num: How many samples.
+            label: ``(num,)`` int64, or None.
+            generator: As in :func:`lit_generative.tensor_ops.randn`.
+
+        Returns:
+            ``(num,)`` on the module's device, or None.
+
+        Raises:
+            ValueError: If the model has no classes, the count is wrong, or a label is not one of its classes.
+        """
+        who = type(self).__name__
+        if self.num_classes is None:
+            if label is not None:
+                raise ValueError(f"{who}: the model is unconditional, so it takes no label. Leave label out.")
+            return None
+        if label is None:
+            return random_labels(num, self.num_classes, generator, self.device)
+        if label.shape != (num,):
+            raise ValueError(f"{who}: need one label for each of {num} samples, got shape {tuple(label.shape)}.")
+        if num and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
+            raise ValueError(
+                f"{who}: labels must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}."
+            )
+        return label.to(self.device)
+
+
+def global_seed() -> int:
+    """The run's seed, as ``seed_everything`` left it for every process; 0 if it was never called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _monitored(metrics: Mapping[str, Tensor], key: str | None) -> Tensor:
+    if key is None or key not in metrics:
+        raise ValueError(f"ReduceLROnPlateau monitors {key!r}, which was not logged. Logged: {sorted(metrics)}.")
+    return metrics[key]
+
+
+def _check_class(module: nn.Module, saved: str | None) -> None:
+    if saved is None:
+        return
+    package, _, name = saved.rpartition(".")
+    cls = getattr(sys.modules.get(package), name, None)
+    if cls is not type(module) and name != type(module).__name__:
+        raise ValueError(
+            f"The checkpoint holds a {name}, but the model is a {type(module).__name__}. "
+            "Give the checkpoint of such a run, or the config that the checkpoint was trained with."
+        )
+
+
+def _check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    other = {key: tuple(value.shape) for key, value in state.items()}
+    if own == other or not module.strict_loading:
+        return
+    key = next(k for k in [*own, *other] if own.get(k) != other.get(k))
+    changed = [
+        f"{name}: {_short(saved[name])} in the checkpoint, {_short(value)} here"
+        for name, value in module.hparams.items()
+        if name in saved and saved[name] != value and not name.startswith("_")
+    ]
+    raise ValueError(
+        f"The checkpoint's weights do not fit this {type(module).__name__}: {key} has shape {other.get(key)} there, "
+        f"{own.get(key)} here. " + ("Different settings: " + "; ".join(changed) if changed else "")
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "class_path" in value:
+        arguments = ", ".join(f"{k}={v}" for k, v in (value.get("init_args") or {}).items())
+        return f"{value['class_path'].rpartition('.')[2]}({arguments})"
+    return str(value)
