@@ -1,0 +1,66 @@
+"""``litgen``: the one command. Help and the parsing of our own commands import nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lit_generative.cli.messages import is_ours, report
+
+TRAINER_COMMANDS = {
+    "fit": "train, or resume with --ckpt_path last",
+    "validate": "score a checkpoint on the validation data",
+    "test": "score a checkpoint on the test data",
+    "predict": "draw samples with the run's own config, on any number of devices",
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``litgen`` with ``argv`` (default: the command line).
+
+    Returns:
+        The exit code: 0, 1 (the run failed), 2 (wrong arguments or config), 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in TRAINER_COMMANDS:
+            from lit_generative.cli import lightning
+
+            return lightning.main(arguments)
+        parser = _parser()
+        options = parser.parse_args(arguments or ["--help"])
+        from lit_generative.cli import sample
+
+        for path in sample.run(options):
+            print(f"wrote {path}")  # noqa: T201  the command's answer
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError) as error:
+        if not is_ours(error):
+            raise
+        return report(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lit_generative import __version__
+    from lit_generative.cli import sample
+
+    parser = argparse.ArgumentParser(
+        prog="litgen",
+        description="Train, evaluate and sample generative models with PyTorch Lightning.",
+        epilog="Try: litgen fit --config configs/diffusion/ddpm_digits.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"lit-generative {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=f"{text} (litgen {name} --help)", add_help=False)
+    sampling = commands.add_parser("sample", help="draw from a checkpoint alone", description=sample.__doc__)
+    sample.add_arguments(sampling)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

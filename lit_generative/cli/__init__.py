@@ -1,0 +1,1 @@
+"""The command ``litgen``. What answers ``--help`` imports no torch."""

@@ -1,0 +1,150 @@
+"""``litgen sample``: draw from a checkpoint alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_generative.training.module import GenerativeModule
+
+FORMATS = ("png", "grid", "npz", "gif")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; must stay free of torch, so that ``--help`` is quick."""
+    add = parser.add_argument
+    add("--ckpt_path", required=True, help="a checkpoint, or the folder of a run, as in runs/ddpm_digits")
+    add("--num", type=_positive, default=64, help="how many samples (default: 64)")
+    add("--seed", type=int, default=0, help="same seed, same samples, whatever the batch size (default: 0)")
+    add("--out", default="samples", help="folder to write to (default: samples)")
+    add(
+        "--format",
+        choices=FORMATS,
+        nargs="+",
+        default=["grid"],
+        help="png: a file a sample; grid: one picture; npz: `images` uint8 (N, H, W, C), or `points` float32 (N, 2); "
+        "gif: a grid's way from noise to data (diffusion) (default: grid)",
+    )
+    add("--label", type=int, nargs="+", help="class of the samples; several are taken in turn (default: at random)")
+    add("--columns", type=_positive, help="samples in a row of the grid (default: a square)")
+    add(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draw with the averaged weights (default: if the checkpoint has them)",
+    )
+    add("--batch_size", type=_positive, default=64, help="samples drawn at once (default: 64)")
+    add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
+    add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
+
+
+def run(args: argparse.Namespace) -> list[Path]:
+    """Draw and write.
+
+    Returns:
+        The files written (of ``png``, the folder).
+
+    Raises:
+        ValueError: If the checkpoint or an option does not fit.
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    from lit_generative.loading import load_module
+
+    module = load_module(args.ckpt_path, ema=args.ema, device=args.device, trust=args.trust)
+    labels = _labels(args, module)
+    out = Path(args.out)
+    written = []
+    formats = list(dict.fromkeys(args.format))
+    if "gif" in formats:
+        written.append(_write_gif(module, labels, args, out / "samples.gif"))
+        formats.remove("gif")
+    if formats:
+        import torch
+
+        samples = torch.cat(list(_batches(module, labels, args)))
+        written += [_WRITERS[name](samples, out, args.columns) for name in formats]
+    return written
+
+
+def _batches(module: GenerativeModule, labels: Tensor | None, args: argparse.Namespace) -> Iterator[Tensor]:
+    from lit_generative.tensor_ops import sample_generators
+
+    for start in range(0, args.num, args.batch_size):
+        num = min(args.batch_size, args.num - start)
+        part = None if labels is None else labels[start : start + num]
+        yield module.sample(num, part, sample_generators(args.seed, num, start)).cpu()
+
+
+def _labels(args: argparse.Namespace, module: GenerativeModule) -> Tensor | None:
+    if args.label is None:
+        return None
+    import torch
+
+    if module.num_classes is None:
+        raise ValueError(f"--label: the {type(module).__name__} in {args.ckpt_path} has no classes. Leave --label out.")
+    if bad := [y for y in args.label if not 0 <= y < module.num_classes]:
+        raise ValueError(f"--label: the model has classes 0..{module.num_classes - 1}, got {bad[0]}.")
+    return torch.tensor(args.label)[torch.arange(args.num) % len(args.label)]
+
+
+def _write_png(samples: Tensor, out: Path, _: int | None) -> Path:
+    from lit_generative.pictures import save_png
+    from lit_generative.tensor_ops import to_uint8
+
+    if samples.ndim != 4:
+        raise ValueError("--format png: the model gives points, not images. Use --format npz or grid.")
+    for index, image in enumerate(to_uint8(samples)):
+        save_png(image.permute(1, 2, 0), out / f"{index:06d}.png")
+    return out
+
+
+def _write_grid(samples: Tensor, out: Path, columns: int | None) -> Path:
+    from lit_generative.pictures import grid, save_png
+
+    return save_png(grid(samples, columns), out / "grid.png")
+
+
+def _write_npz(samples: Tensor, out: Path, _: int | None) -> Path:
+    import numpy as np
+
+    from lit_generative.tensor_ops import to_uint8
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "samples.npz"
+    if samples.ndim == 4:
+        np.savez_compressed(path, images=to_uint8(samples).permute(0, 2, 3, 1).numpy())
+    else:
+        np.savez_compressed(path, points=samples.float().numpy())
+    return path
+
+
+def _write_gif(module: GenerativeModule, labels: Tensor | None, args: argparse.Namespace, path: Path) -> Path:
+    from lit_generative.pictures import grid, save_gif
+    from lit_generative.tensor_ops import sample_generators
+    from lit_generative.types import SupportsTrajectory
+
+    if not isinstance(module, SupportsTrajectory):
+        raise ValueError(f"--format gif: a {type(module).__name__} draws in one step, so there is no way to show.")
+    generators = sample_generators(args.seed, args.num)
+    frames = [grid(x_t, args.columns) for x_t, _ in module.trajectory(args.num, labels, generators)]
+    every = max(1, len(frames) // 50)
+    return save_gif([*frames[:-1:every], frames[-1]], path)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+_WRITERS: dict[str, Callable[[Tensor, Path, int | None], Path]] = {
+    "png": _write_png,
+    "grid": _write_grid,
+    "npz": _write_npz,
+}
