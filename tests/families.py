@@ -82,11 +82,7 @@ def trainer(folder: Path, **changes: Any) -> L.Trainer:
         "devices": 1,
         "default_root_dir": folder,
         "logger": False,
-        "callbacks": [
-            EMA(half_life=1000),
-            SampleGrid(every_n_steps=3, num_samples=4),
-            Checkpoint(1000, dirpath=str(folder)),
-        ],
+        "callbacks": callbacks,
         "plugins": [SafeCheckpointIO()],
         "max_steps": 12,
         "enable_progress_bar": False,
