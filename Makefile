@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN := runs/ddpm_digits
+# One thread: for a network this small a second one gains a third on an idle machine, and beside any busy process the
+# two wait for each other ten times as long.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test check clean
 

@@ -76,7 +76,11 @@ def digits(**changes: Any) -> Digits:
 
 def trainer(folder: Path, **changes: Any) -> L.Trainer:
     """A quiet CPU trainer with our callbacks, which saves at every step it is told to."""
-    callbacks = [EMA(half_life=1000), SampleGrid(every_n_steps=3, num_samples=4), Checkpoint(1000, dirpath=str(folder))]
+    callbacks = [
+        EMA(half_life=1000, ramp_up=10),
+        SampleGrid(every_n_steps=3, num_samples=4),
+        Checkpoint(1000, dirpath=str(folder)),
+    ]
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

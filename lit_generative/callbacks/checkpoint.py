@@ -88,6 +88,10 @@ class Checkpoint(ModelCheckpoint):
         if trainer.global_step != self._last_global_step_saved:  # stopped early: max_time, EarlyStopping
             self._save(trainer)
 
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass  # the best scores and files of another folder, which this callback does not keep
+
     # ---- signals
 
     @override

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import lightning as L
 import yaml
@@ -30,14 +30,18 @@ class HelpfulParser(LightningArgumentParser):
 
     # jsonargparse changes into a config's folder while it reads it, and makes further parsers there.
     started_in = Path.cwd()
+    arguments: ClassVar[list[str]] = []
+    """The command line, without the program's name; set before parsing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # a mistyped option must not pass for another
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one readable error and exit with 2."""
-        arguments = sys.argv[1:]
         try:
             os.chdir(self.started_in)
-            text = explain(message, arguments)
+            text = explain(message, self.arguments)
         except Exception as unexpected:  # an explanation must never hide the error itself
             text = f"{_one_line(message)} (no further explanation: {unexpected})"
         print(f"litgen: error: {text}", file=sys.stderr)  # noqa: T201

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -101,6 +102,7 @@ def main(args: Sequence[str]) -> int:
         The exit code.
     """
     _quieten()
+    HelpfulParser.started_in, HelpfulParser.arguments = Path.cwd(), list(args)
     LitGenCLI(
         L.LightningModule,
         L.LightningDataModule,
