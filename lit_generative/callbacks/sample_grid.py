@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -68,12 +68,12 @@ class SampleGrid(L.Callback):
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
-        assert isinstance(pl_module, SupportsSampling)
+        sampler = cast(SupportsSampling, pl_module)  # setup() made sure of it
         labels = None
-        if pl_module.num_classes is not None:
-            labels = torch.arange(self.num_samples) % pl_module.num_classes
+        if sampler.num_classes is not None:
+            labels = torch.arange(self.num_samples) % sampler.num_classes
         with isolate_rng(), averaged_weights(trainer), trainer.precision_plugin.forward_context():
-            samples = pl_module.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
+            samples = sampler.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
         self._show(trainer, grid(samples, self.columns))
 
     def _show(self, trainer: L.Trainer, picture: Tensor) -> None:

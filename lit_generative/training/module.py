@@ -51,10 +51,7 @@ class GenerativeModule(L.LightningModule, ABC):
         if args or kwargs or _given_hyperparameters.get() is not None:
             super().save_hyperparameters(*args, **kwargs)
             return
-        frame = inspect.currentframe()
-        assert frame is not None  # CPython always has frames
-        assert frame.f_back is not None
-        values = frame.f_back.f_locals
+        values = sys._getframe(1).f_locals  # the constructor that called
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         hparams = {name: describe(values[name]) for name in names}
         hparams["_class_path"] = class_path(type(self))

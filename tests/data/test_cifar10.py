@@ -1,27 +1,14 @@
-import pickle
-
 import pytest
 import torch
 from torchvision import datasets
 
 from lit_generative.data.cifar10 import CIFAR10
+from tests.generated import write_cifar10
 
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Four images per file in torchvision's format, whose checksums are not looked at."""
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
-    images, labels = {}, {}
-    for seed, (name, _) in enumerate(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list):
-        generator = torch.Generator().manual_seed(seed)
-        images[name] = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        labels[name] = torch.randint(10, (4,), generator=generator)
-        content = {"data": images[name].flatten(1).numpy(), "labels": labels[name].tolist()}
-        (folder / name).write_bytes(pickle.dumps(content))
-    return images, labels
+    return write_cifar10(tmp_path, monkeypatch)
 
 
 def test_images_and_labels_come_back_as_written(tmp_path, written):

@@ -1,6 +1,4 @@
-import gzip
 import hashlib
-import struct
 import threading
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -10,10 +8,7 @@ import torch
 from torchvision import datasets
 
 from lit_generative.data.mnist import FILES, MNIST, FashionMNIST
-
-
-def idx(values: torch.Tensor) -> bytes:
-    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.numpy().tobytes()
+from tests.generated import idx, write_mnist
 
 
 @pytest.fixture
@@ -27,21 +22,9 @@ def server(tmp_path):
     http_server.server_close()
 
 
-def write_files(folder, num_train: int = 20, num_test: int = 5, compress: bool = False) -> list[torch.Tensor]:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(num_train)
-    written = []
-    for name, num in zip(FILES, (num_train, num_train, num_test, num_test), strict=True):
-        shape, top = ((num, 28, 28), 256) if "images" in name else ((num,), 10)
-        written.append(torch.randint(top, shape, dtype=torch.uint8, generator=generator))
-        data = idx(written[-1])
-        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(data) if compress else data)
-    return written
-
-
 @pytest.mark.parametrize("compress", [False, True])
 def test_files_in_the_folder_itself_are_read(tmp_path, compress):
-    train_images, train_labels, test_images, test_labels = write_files(tmp_path, compress=compress)
+    train_images, train_labels, test_images, test_labels = write_mnist(tmp_path, compress=compress)
     data = MNIST(str(tmp_path), val_fraction=0.0)
     data.prepare_data()
     data.setup("test")
@@ -52,7 +35,7 @@ def test_files_in_the_folder_itself_are_read(tmp_path, compress):
 
 
 def test_validation_images_come_from_the_training_images(tmp_path):
-    write_files(tmp_path)
+    write_mnist(tmp_path)
     data = MNIST(str(tmp_path), val_fraction=0.2, image_size=32)
     data.setup("test")
     assert [len(split) for split in data.splits] == [16, 4, 5]
@@ -61,8 +44,8 @@ def test_validation_images_come_from_the_training_images(tmp_path):
 
 
 def test_each_set_reads_the_files_that_torchvision_put_into_its_own_folder(tmp_path):
-    digits = write_files(tmp_path / "MNIST" / "raw", 20)
-    clothes = write_files(tmp_path / "FashionMNIST" / "raw", 30)
+    digits = write_mnist(tmp_path / "MNIST" / "raw", 20)
+    clothes = write_mnist(tmp_path / "FashionMNIST" / "raw", 30)
     for cls, written in ((MNIST, digits), (FashionMNIST, clothes)):
         data = cls(str(tmp_path), val_fraction=0.0)
         data.prepare_data()
@@ -73,7 +56,7 @@ def test_each_set_reads_the_files_that_torchvision_put_into_its_own_folder(tmp_p
 @pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
 def test_missing_files_are_downloaded(tmp_path, monkeypatch, server, cls):
     source, address = server
-    written = write_files(source, compress=True)
+    written = write_mnist(source, compress=True)
     torchvision_cls = getattr(datasets, cls.__name__)
     checksums = [(f"{name}.gz", hashlib.md5((source / f"{name}.gz").read_bytes()).hexdigest()) for name in FILES]
     monkeypatch.setattr(torchvision_cls, "mirrors", [address])
@@ -94,7 +77,7 @@ def test_a_failed_download_says_where_to_put_the_files(tmp_path, monkeypatch):
 
 
 def test_without_download_missing_files_are_an_error_that_names_the_folder(tmp_path):
-    write_files(tmp_path)
+    write_mnist(tmp_path)
     (tmp_path / FILES[3]).unlink()
     data = MNIST(str(tmp_path), download=False)
     data.prepare_data()
@@ -112,7 +95,7 @@ def test_without_download_missing_files_are_an_error_that_names_the_folder(tmp_p
     ],
 )
 def test_files_that_hold_something_else_are_named(tmp_path, number, values, message):
-    write_files(tmp_path)
+    write_mnist(tmp_path)
     (tmp_path / FILES[number]).write_bytes(idx(values))
     with pytest.raises(ValueError, match=f"{FILES[number]} must hold {message}"):
         MNIST(str(tmp_path)).setup("test")

@@ -1,0 +1,32 @@
+import pytest
+
+from lit_generative.cli.messages import causes, is_ours, report
+from lit_generative.gan.losses import Hinge
+
+
+def error_of(function, *arguments):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  any error will do
+        function(*arguments)
+    return caught.value
+
+
+def test_an_error_of_our_code_is_ours_and_one_of_python_is_not():
+    assert is_ours(error_of(Hinge, -1.0))
+    assert not is_ours(error_of(int, "x"))
+
+
+def test_an_error_is_printed_as_one_line(capsys):
+    assert report(ValueError("wrong"), code=3) == 3
+    assert capsys.readouterr().err == "litgen: error: wrong\n"
+
+
+def test_the_frames_are_shown_on_request(monkeypatch):
+    monkeypatch.setenv("LITGEN_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        report(ValueError("wrong"))
+
+
+def test_causes_are_followed_to_the_first():
+    first, second, third = ValueError("1"), ValueError("2"), ValueError("3")
+    third.__cause__, second.__context__ = second, first
+    assert list(causes(third)) == [third, second, first]

@@ -1,0 +1,83 @@
+"""Each family learns scikit-learn's digits, with the config we ship, in well under a minute.
+
+The bounds are loose: three seeds each were far beyond them when they were set. What they catch is a method that trains
+without an error and learns nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from lit_generative.__main__ import main
+from lit_generative.data.digits import Digits
+from lit_generative.loading import load_module
+from lit_generative.tensor_ops import from_uint8
+from lit_generative.training.module import GenerativeModule
+
+pytestmark = pytest.mark.slow
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def train(config: str, steps: int, *schedules: str) -> GenerativeModule:
+    options = [f"--model.init_args.{name}.init_args.total_steps={steps}" for name in schedules]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", f"--trainer.max_steps={steps}"]
+    assert main(["fit", "--config", str(CONFIGS / config), *quiet, *options]) == 0
+    return load_module("runs")
+
+
+def real(image_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Training images, their labels and test images, flattened."""
+    data = Digits(image_size=image_size, resize="stretch")
+    data.setup("fit")
+    train, test = data.splits.train, data.splits.test
+    return from_uint8(train.image).flatten(1), train.label, from_uint8(test.image).flatten(1)
+
+
+def distance_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
+    """Mean distance to the nearest training image, in that of held-out images."""
+    return float(torch.cdist(samples, train).amin(1).mean() / torch.cdist(test, train).amin(1).mean())
+
+
+def test_the_gan_draws_every_digit_and_nothing_far_from_digits():
+    module = train("gan/dcgan_digits.yaml", 600, "generator_scheduler", "discriminator_scheduler")
+    images, labels, test = real(16)
+    samples = module.sample(500, generator=torch.Generator().manual_seed(0)).flatten(1)
+    assert distance_ratio(2 * torch.rand(500, 256) - 1, images, test) > 3  # what noise would give
+    assert distance_ratio(samples, images, test) < 1.8
+    counts = torch.bincount(torch.tensor(KNeighborsClassifier(3).fit(images, labels).predict(samples)), minlength=10)
+    assert counts.min() >= 5
+    assert counts.max() <= 200
+
+
+def test_the_vae_beats_the_best_model_without_latents():
+    train("vae/vae_digits.yaml", 1000, "scheduler")
+    config = ["--config", str(CONFIGS / "vae/vae_digits.yaml"), "--trainer.enable_progress_bar=false"]
+    assert main(["test", *config, "--ckpt_path", "last", "--trainer.accelerator=cpu"]) == 0
+    (row,) = csv.DictReader(next(Path("runs").rglob("test/metrics.csv")).open())
+    images, _, test = real(8)
+    mean = (0.5 * (images + 1)).mean(0).clamp(1e-3, 1 - 1e-3)
+    pixels = torch.distributions.Bernoulli(mean, validate_args=False)
+    independent = float(pixels.log_prob(0.5 * (test + 1)).sum(1).mean())
+    assert float(row["test/elbo"]) > independent + 2.5
+    assert float(row["test/elbo"]) > -25.5
+
+
+def test_the_ddpm_draws_the_digit_it_is_asked_for():
+    module = train("diffusion/ddpm_digits.yaml", 400, "scheduler")
+    images, labels, test = real(16)
+    classes = torch.arange(200) % 10
+    samples = module.sample(200, classes, torch.Generator().manual_seed(0)).flatten(1)
+    judged = torch.tensor(KNeighborsClassifier(3).fit(images, labels).predict(samples))
+    assert (judged == classes).float().mean() > 0.65
+    assert distance_ratio(samples, images, test) < 1.8

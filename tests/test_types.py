@@ -1,0 +1,30 @@
+from lit_generative.types import (
+    DescribesData,
+    SupportsAveraging,
+    SupportsReconstruction,
+    SupportsSampling,
+    SupportsTrajectory,
+    described_networks,
+)
+from tests.families import FAMILIES, build, digits
+
+
+def test_every_family_samples_and_names_what_to_average():
+    for family in FAMILIES:
+        module = build(family)
+        assert isinstance(module, SupportsSampling)
+        assert isinstance(module, SupportsAveraging)
+        assert set(module.sampling_modules) <= dict(module.named_children()).keys()
+
+
+def test_the_vae_alone_reconstructs_and_the_ddpm_alone_has_a_trajectory():
+    assert [isinstance(build(family), SupportsReconstruction) for family in FAMILIES] == [False, True, False]
+    assert [isinstance(build(family), SupportsTrajectory) for family in FAMILIES] == [False, False, True]
+
+
+def test_data_modules_describe_what_they_yield():
+    assert isinstance(digits(), DescribesData)
+
+
+def test_networks_that_state_a_shape_are_found():
+    assert [name for name, _ in described_networks(build("gan"))] == ["generator", "discriminator"]
