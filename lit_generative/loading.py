@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lit_generative.training.module import GenerativeModule
 
 TRUSTED = ("lit_generative", "torch", "lightning", "diffusers")
 """Packages whose classes a checkpoint may build."""
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def load_module(
@@ -72,13 +74,12 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 def class_paths(config: Any) -> Iterator[str]:
-    """Every class that a config names, at any depth."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key in ("class_path", "_class_path") and isinstance(value, str):
-                yield value
-            else:
-                yield from class_paths(value)
+    """Every text in a config, at any depth, that may name a class: a parser imports a bare name, too."""
+    if isinstance(config, str) and DOTTED_NAME.fullmatch(config):
+        yield config
+    elif isinstance(config, Mapping):
+        for value in config.values():
+            yield from class_paths(value)
     elif isinstance(config, list | tuple):
         for value in config:
             yield from class_paths(value)
@@ -96,7 +97,10 @@ def _check_trust(path: Any, hparams: Mapping[str, Any], trusted: Iterable[str]) 
 
 def _import(path: str) -> type:
     package, _, name = path.rpartition(".")
-    cls = getattr(importlib.import_module(package), name)
+    try:
+        cls = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The checkpoint holds a {path}, which this version does not have: {error}.") from error
     if not isinstance(cls, type):
         raise ValueError(f"{path} is not a class.")
     return cls

@@ -35,6 +35,35 @@ class Recorded:
         cls.__init__ = recording_init  # type: ignore[method-assign, assignment]
 
 
+def constructor_arguments(cls: type) -> list[str]:
+    """Names of the arguments that a class takes; ``**kwargs`` stand for those of its base class."""
+    names: list[str] = []
+    for base in inspect.getmro(cls):
+        if "__init__" not in base.__dict__:
+            continue
+        parameters = list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(dict.fromkeys(names))
+
+
+def _needs_no_arguments(value: Any) -> bool:
+    """Whether calling its class gives an equal object: one written in Python, without constructor or attributes."""
+    written = [vars(base) for base in type(value).__mro__[:-1]]
+    return getattr(value, "__dict__", None) == {} and not any("__init__" in b or "__new__" in b for b in written)
+
+
+def _class_of_partial(value: Any) -> type | None:
+    """What a ``functools.partial`` builds: its class, or the one jsonargparse hands to a function of its own."""
+    if not isinstance(value, functools.partial):
+        return None
+    if isinstance(value.func, type):
+        return None if value.args else value.func
+    by_parser = str(value.func.__module__).partition(".")[0] == "jsonargparse"
+    return value.args[-1] if by_parser and value.args and isinstance(value.args[-1], type) else None
+
+
 def class_path(cls: type) -> str:
     """Where ``cls`` can be imported from: ``module.QualName``."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -61,11 +90,12 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, type):
         return {"class_path": class_path(value)}
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"class_path": class_path(value.func), "init_args": describe(value.keywords)}
+    if (built := _class_of_partial(value)) is not None:
+        return {"class_path": class_path(built), "init_args": describe(value.keywords)}
     recipe = getattr(value, "_recipe", None)
-    if recipe is None and type(value).__init__ is object.__init__:
-        return {"class_path": class_path(type(value))}
+    cls = type(value)
+    if recipe is None and _needs_no_arguments(value):
+        return {"class_path": class_path(cls)}
     if recipe is None:
         raise TypeError(
             f"{type(value).__name__} does not say how it was built, so a checkpoint could not build it again. "

@@ -93,6 +93,8 @@ def randn(shape: Sequence[int], generator: Generators = None, device: torch.devi
         source = device if generator is None else generator.device
         return torch.randn(tuple(shape), generator=generator, device=source).to(device)
     _check_count(generator, shape[0])
+    if not generator:
+        return torch.empty(tuple(shape), device=device)
     return torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
 
 
@@ -104,6 +106,8 @@ def random_labels(
         source = device if generator is None else generator.device
         return torch.randint(num_classes, (num,), generator=generator, device=source).to(device)
     _check_count(generator, num)
+    if not generator:
+        return torch.empty(0, dtype=torch.int64, device=device)
     return torch.cat([torch.randint(num_classes, (1,), generator=g, device=g.device) for g in generator]).to(device)
 
 

@@ -48,8 +48,12 @@ class Checkpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        due = trainer.global_step % self.every_n_steps == 0 or self._is_last_batch(trainer) or self._signal is not None
-        if due and trainer.global_step != self._last_global_step_saved:
+        if trainer.fit_loop._should_accumulate():  # half of an update could not be resumed
+            return
+        stopping = self._signal is not None or trainer.should_stop or self._is_last_batch(trainer)
+        if (
+            stopping or trainer.global_step % self.every_n_steps == 0
+        ) and trainer.global_step != self._last_global_step_saved:
             self._save(trainer)
         if self._signal is not None:
             rank_zero_info(
@@ -85,8 +89,13 @@ class Checkpoint(ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step != self._last_global_step_saved:  # stopped early: max_time, EarlyStopping
+        if trainer.global_step != self._last_global_step_saved:  # stopped within a validation
             self._save(trainer)
+        self._restore_handlers()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,6 +106,7 @@ class Checkpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._signal = None
         if threading.current_thread() is threading.main_thread() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -105,9 +115,7 @@ class Checkpoint(ModelCheckpoint):
             raise KeyboardInterrupt
         self._signal = number
 
-    @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -45,6 +45,7 @@ class EMA(L.Callback):
         self._bound = False
         self._live: dict[str, nn.Parameter] = {}
         self._average: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}
         self._ids: set[int] = set()
 
     # ---- updates
@@ -132,8 +133,10 @@ class EMA(L.Callback):
             average = self._average[name]
             if average.dtype == p.dtype:
                 p.data, average.data = average.data, p.data
-            else:
-                self._average[name], p.data = p.detach().to(average.dtype), average.to(p.dtype)
+            elif self._swapped:
+                p.data = self._raw.pop(name)
+            else:  # a float32 average of half-precision weights must not pass through them
+                self._raw[name], p.data = p.data, average.to(p.dtype)
         self._swapped = not self._swapped
 
     def _enter(self) -> None:

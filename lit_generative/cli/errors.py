@@ -19,7 +19,11 @@ from typing import Any, ClassVar, NoReturn
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
+
+from lit_generative.recipe import constructor_arguments
 
 STRUCTURE = ("class_path", "init_args", "dict_kwargs")
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only", "verbose", "config")
@@ -169,19 +173,11 @@ def _known_classes() -> list[str]:
 
 
 def _arguments_of(cls: Any) -> list[str]:
-    """Names of the constructor's arguments; ``**kwargs`` are those of the base class."""
-    names: list[str] = []
-    for base in inspect.getmro(cls) if isinstance(cls, type) else [cls]:
-        init = base.__dict__.get("__init__") if isinstance(base, type) else base
-        if init is None:
-            continue
-        parameters = inspect.signature(init).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in ("self", "params", "optimizer")] + (
-        ["optimizer"] if isinstance(cls, type) and issubclass(cls, L.LightningModule) else []
-    )
+    """Names of what a config may give: not what the module or the optimizer passes by itself."""
+    if not isinstance(cls, type):
+        return list(inspect.signature(cls).parameters)
+    passed = ("params",) if issubclass(cls, Optimizer) else ("optimizer",) if issubclass(cls, LRScheduler) else ()
+    return [name for name in constructor_arguments(cls) if name not in passed]
 
 
 def _unknown(key: str, problem: str, known: Iterable[str]) -> str:

@@ -59,16 +59,13 @@ class Sampler(Recorded, ABC):
         times = self.times(denoise.schedule.num_timesteps)
         for t, t_next in itertools.pairwise(times):
             x0, eps = denoise(x_t, t)
-            current, following = (
-                tuple(float(value) for value in denoise.schedule.alpha_sigma(torch.tensor(time, device=x_t.device)))
-                for time in (t, t_next)
-            )
+            current, following = (denoise.schedule.exact_alpha_sigma(time) for time in (t, t_next))
             x_t = self.step(x0, eps, current, following, noise)
             yield x_t, x0
 
     @abstractmethod
     def step(
-        self, x0: Tensor, eps: Tensor, current: tuple[float, ...], following: tuple[float, ...], noise: Noise
+        self, x0: Tensor, eps: Tensor, current: tuple[float, float], following: tuple[float, float], noise: Noise
     ) -> Tensor:
         """One step down.
 
@@ -105,7 +102,7 @@ class DDIMSampler(Sampler):
 
     @override
     def step(
-        self, x0: Tensor, eps: Tensor, current: tuple[float, ...], following: tuple[float, ...], noise: Noise
+        self, x0: Tensor, eps: Tensor, current: tuple[float, float], following: tuple[float, float], noise: Noise
     ) -> Tensor:
         (alpha, sigma), (alpha_next, sigma_next) = current, following
         fresh = self.eta * (sigma_next / sigma) * max(0.0, 1 - (alpha / alpha_next) ** 2) ** 0.5
@@ -129,7 +126,7 @@ class DDPMSampler(Sampler):
 
     @override
     def step(
-        self, x0: Tensor, eps: Tensor, current: tuple[float, ...], following: tuple[float, ...], noise: Noise
+        self, x0: Tensor, eps: Tensor, current: tuple[float, float], following: tuple[float, float], noise: Noise
     ) -> Tensor:
         (alpha, sigma), (alpha_next, sigma_next) = current, following
         ratio = alpha / alpha_next  # sqrt of the product of (1 - beta) over the steps jumped

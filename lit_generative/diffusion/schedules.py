@@ -22,7 +22,8 @@ class NoiseSchedule(Recorded, nn.Module):
         ValueError: If a beta lies outside ``(0, 1)``.
     """
 
-    alphas_cumprod: Tensor
+    alphas: Tensor
+    sigmas: Tensor
 
     def __init__(self, betas: Tensor) -> None:
         super().__init__()
@@ -30,8 +31,11 @@ class NoiseSchedule(Recorded, nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: every beta must lie in (0, 1), got {betas.min():g} to {betas.max():g}."
             )
-        # Not in the state_dict: the constructor's arguments say it all.
-        self.register_buffer("alphas_cumprod", (1 - betas).cumprod(0), persistent=False)
+        self.alphas_cumprod = (1 - betas).cumprod(0)  # float64 on the CPU, for exact steps of a sampler
+        # Not in the state_dict: the constructor's arguments say it all. The last entry is that of clean data.
+        exact = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        self.register_buffer("alphas", exact.sqrt().float(), persistent=False)
+        self.register_buffer("sigmas", (1 - exact).sqrt().float(), persistent=False)
 
     @property
     def num_timesteps(self) -> int:
@@ -47,11 +51,12 @@ class NoiseSchedule(Recorded, nn.Module):
         Returns:
             ``alpha`` and ``sigma``, float32, of the shape of ``t``.
         """
-        # Gathered in the buffer's own precision: sigma of the first steps would lose digits in float32.
-        alphas_cumprod = torch.where(
-            t < 0, torch.ones_like(self.alphas_cumprod[0]), self.alphas_cumprod[t.clamp(min=0)]
-        )
-        return alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
+        return self.alphas[t], self.sigmas[t]
+
+    def exact_alpha_sigma(self, t: int) -> tuple[float, float]:
+        """The same for one time, in double precision: a sampler divides differences of neighbouring times."""
+        alphas_cumprod = 1.0 if t < 0 else float(self.alphas_cumprod[t])
+        return alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5
 
 
 class LinearSchedule(NoiseSchedule):

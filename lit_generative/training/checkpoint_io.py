@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +35,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._sweep(target)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp")
+        hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with hidden.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, target)
+            os.replace(hidden, target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             free = shutil.disk_usage(target.parent).free
             raise OSError(
@@ -51,8 +49,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 "An earlier file of that name is untouched."
             ) from error
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+            hidden.unlink(missing_ok=True)
 
     @staticmethod
     def _sweep(target: Path) -> None:
@@ -95,20 +92,25 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} holds Python objects beside tensors and was refused: it could run code.") from error
+    except Exception as error:  # a damaged table of contents shows in many ways
+        raise ValueError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{file} holds weights, not a training checkpoint: it has no state_dict.")
     return checkpoint
 
 
 def _check_archive(file: Path) -> None:
-    size = file.stat().st_size
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is not a complete checkpoint ({size} bytes). Take an earlier one.")
+    damaged = None
     try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # torch writes checksums, but does not read them
-    except zipfile.BadZipFile as error:
+        complete = zipfile.is_zipfile(file)
+        if complete:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()  # torch writes checksums, but does not read them
+    except Exception as error:  # BadZipFile, or what a damaged table of contents leads to
         raise ValueError(f"{file} is damaged: {error}. Take another one.") from error
+    if not complete:
+        size = file.stat().st_size
+        raise ValueError(f"{file} is not a complete checkpoint ({size} bytes). Take an earlier one.")
     if damaged is not None:
         raise ValueError(f"{file} is damaged: the checksum of {damaged} is wrong. Take another one.")
 

@@ -52,6 +52,13 @@ class WarmupSchedule(LRScheduler):
         # The settings belong to the config: a resumed run with a longer total_steps must use it.
         return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_step_count": self._step_count}
 
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._last_lr = [*self.get_lr()]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
 
 class WarmupConstant(WarmupSchedule):
     """Warm-up, then the full rate."""

@@ -8,7 +8,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,14 +16,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
 from lit_generative.recipe import class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
-from lit_generative.training.resume import apply_changed_options, optimization_options
-from lit_generative.types import DescribesData
+from lit_generative.training.checks import check_class, check_data, check_weights
+from lit_generative.training.resume import Configured, Options, apply_changed_options, optimization_options
 
 OPTIONS_KEY = "optimization_options"
 
@@ -38,6 +39,8 @@ class GenerativeModule(L.LightningModule, ABC):
     """
 
     num_classes: int | None = None
+    _options: Options | None = None
+    _saved_options: Options | None = None
 
     # ---- hyperparameters
 
@@ -84,7 +87,7 @@ class GenerativeModule(L.LightningModule, ABC):
             schedule = scheduler(entry["optimizer"])
             entry["lr_scheduler"] = {"scheduler": schedule, "interval": "step", "name": f"lr-{name}"}
             if isinstance(schedule, ReduceLROnPlateau):
-                entry["lr_scheduler"] |= {"interval": "epoch", "monitor": getattr(schedule, "monitor", "val/loss")}
+                entry["lr_scheduler"] |= {"interval": "epoch", "monitor": _monitor(schedule)}
         return entry
 
     def step_uncounted(self, optimizer: LightningOptimizer) -> None:
@@ -99,11 +102,12 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        if self.automatic_optimization or self.trainer.sanity_checking or not self.trainer.fit_loop.epoch_loop:
+        # Lightning steps these under automatic optimization only.
+        if self.automatic_optimization or self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        for config in self.trainer.lr_scheduler_configs if self.trainer.state.fn == "fit" else []:
+        for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(_monitored(self.trainer.callback_metrics, config.monitor))
+                config.scheduler.step(_monitored(self.trainer.callback_metrics, _monitor(config.scheduler)))
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -139,7 +143,7 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @override
     def setup(self, stage: str) -> None:
-        self._check_data()
+        check_data(self, getattr(self.trainer, "datamodule", None))
         # Said at each save under manual optimization; saving after the update is what resuming needs.
         warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
         strategy = self.trainer.strategy
@@ -151,43 +155,24 @@ class GenerativeModule(L.LightningModule, ABC):
                 )
             strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
-    def _check_data(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, DescribesData):
-            return
-        for name, network in self.named_modules():
-            shape, classes = getattr(network, "sample_shape", None), getattr(network, "num_classes", None)
-            who = f"model.{name} ({type(network).__name__})"
-            if shape is not None and tuple(shape) != tuple(data.sample_shape):
-                raise ValueError(
-                    f"{who} takes examples of shape {tuple(shape)}, but {type(data).__name__} yields "
-                    f"{tuple(data.sample_shape)}. Set the network's image_size and channels to those of the data."
-                )
-            if shape is not None and classes is not None and classes != data.num_classes:
-                raise ValueError(
-                    f"{who} takes labels of {classes} classes, but {type(data).__name__} has "
-                    f"{data.num_classes or 'no'} classes. Set the network's num_classes to "
-                    f"{data.num_classes if data.num_classes else 'null'}."
-                )
-
     @override
     def on_train_start(self) -> None:
-        fresh = optimization_options(self.configure_optimizers())  # type: ignore[arg-type]
-        saved, self._saved_options = getattr(self, "_saved_options", None), None
-        if saved is not None:
-            apply_changed_options(self.trainer, saved, fresh)
-        self._options = fresh
+        configured = cast(Configured, self.configure_optimizers())
+        if self._saved_options is not None:
+            apply_changed_options(self.trainer, self._saved_options, configured)
+        self._options, self._saved_options = optimization_options(configured), None
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[OPTIONS_KEY] = getattr(self, "_options", None)
+        checkpoint[OPTIONS_KEY] = self._options
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._saved_options = checkpoint.get(OPTIONS_KEY)
+        if self._trainer is not None:  # resuming; a module that is only loaded shall train with what it was given
+            self._saved_options = checkpoint.get(OPTIONS_KEY)
         saved = checkpoint.get("hyper_parameters", {})
-        _check_class(self, saved.get("_class_path"))
-        _check_weights(self, checkpoint["state_dict"], saved)
+        check_class(self, saved.get("_class_path"))
+        check_weights(self, checkpoint["state_dict"], saved)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -254,43 +239,11 @@ def global_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-def _monitored(metrics: Mapping[str, Tensor], key: str | None) -> Tensor:
-    if key is None or key not in metrics:
+def _monitor(schedule: ReduceLROnPlateau) -> str:
+    return getattr(schedule, "monitor", "val/loss")
+
+
+def _monitored(metrics: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in metrics:
         raise ValueError(f"ReduceLROnPlateau monitors {key!r}, which was not logged. Logged: {sorted(metrics)}.")
     return metrics[key]
-
-
-def _check_class(module: nn.Module, saved: str | None) -> None:
-    if saved is None:
-        return
-    package, _, name = saved.rpartition(".")
-    cls = getattr(sys.modules.get(package), name, None)
-    if cls is not type(module) and name != type(module).__name__:
-        raise ValueError(
-            f"The checkpoint holds a {name}, but the model is a {type(module).__name__}. "
-            "Give the checkpoint of such a run, or the config that the checkpoint was trained with."
-        )
-
-
-def _check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
-    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    other = {key: tuple(value.shape) for key, value in state.items()}
-    if own == other or not module.strict_loading:
-        return
-    key = next(k for k in [*own, *other] if own.get(k) != other.get(k))
-    changed = [
-        f"{name}: {_short(saved[name])} in the checkpoint, {_short(value)} here"
-        for name, value in module.hparams.items()
-        if name in saved and saved[name] != value and not name.startswith("_")
-    ]
-    raise ValueError(
-        f"The checkpoint's weights do not fit this {type(module).__name__}: {key} has shape {other.get(key)} there, "
-        f"{own.get(key)} here. " + ("Different settings: " + "; ".join(changed) if changed else "")
-    )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping) and "class_path" in value:
-        arguments = ", ".join(f"{k}={v}" for k, v in (value.get("init_args") or {}).items())
-        return f"{value['class_path'].rpartition('.')[2]}({arguments})"
-    return str(value)

@@ -6,7 +6,6 @@ without a word.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,35 +13,40 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_generative.recipe import describe
+from lit_generative.recipe import constructor_arguments, describe
 
 Options = list[dict[str, Any]]
+Configured = Sequence[dict[str, Any]] | dict[str, Any]
+"""What ``configure_optimizers`` gives, in Lightning's dictionary form."""
 
 
-def optimization_options(configured: Sequence[dict[str, Any]] | dict[str, Any]) -> Options:
-    """Settings of freshly configured optimizers and schedules, as plain data, one dictionary an optimizer.
-
-    Args:
-        configured: What ``configure_optimizers`` returned, in Lightning's dictionary form.
-    """
-    entries = [configured] if isinstance(configured, dict) else configured
+def optimization_options(configured: Configured) -> Options:
+    """Settings of freshly configured optimizers and schedules, as plain data, one dictionary an optimizer."""
     return [
         {
             "groups": [_group_options(group) for group in entry["optimizer"].param_groups],
-            "schedule": _schedule_options(entry["lr_scheduler"]["scheduler"]) if "lr_scheduler" in entry else {},
+            "schedule": None if schedule is None else _schedule_options(schedule),
         }
-        for entry in entries
+        for entry in _entries(configured)
+        for schedule in [_schedule(entry)]
     ]
 
 
-def apply_changed_options(trainer: L.Trainer, saved: Options, wanted: Options) -> None:
-    """Set what differs between ``saved`` and ``wanted`` on the restored optimizers and schedules.
+def apply_changed_options(trainer: L.Trainer, saved: Options, configured: Configured) -> None:
+    """Set what changed since the checkpoint on the restored optimizers and schedules.
 
     A changed learning rate scales the current one, so that a schedule keeps its place.
+
+    Args:
+        trainer: Its optimizers and schedules are restored already.
+        saved: Settings that the checkpoint was written with.
+        configured: What the config of now gives.
     """
-    configs = trainer.lr_scheduler_configs
-    for optimizer, old, new in zip(trainer.optimizers, saved, wanted, strict=True):
-        schedule = next((c.scheduler for c in configs if c.scheduler.optimizer is optimizer), None)
+    entries = _entries(configured)
+    for optimizer, old, new, entry in zip(
+        trainer.optimizers, saved, optimization_options(configured), entries, strict=True
+    ):
+        schedule = next((c.scheduler for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer), None)
         for index, (group, was, now) in enumerate(
             zip(optimizer.param_groups, old["groups"], new["groups"], strict=True)
         ):
@@ -52,9 +56,20 @@ def apply_changed_options(trainer: L.Trainer, saved: Options, wanted: Options) -
                     _scale_rate(group, schedule, index, now["lr"] / was["lr"])
                 else:
                     group[key] = tuple(now[key]) if isinstance(now[key], list) else now[key]
-        for key in [k for k in new["schedule"] if old["schedule"].get(k) != new["schedule"][k]]:
-            _announce(f"schedule.{key}", old["schedule"].get(key), new["schedule"][key])
-            setattr(schedule, key, new["schedule"][key])
+            if schedule is None and old["schedule"] is not None:
+                group["lr"] = now["lr"]  # the schedule that lowered it is gone
+        was, now = old["schedule"] or {}, new["schedule"] or {}
+        for key in [k for k in now if was.get(k) != now[k]]:
+            _announce(f"schedule.{key}", was.get(key), now[key])
+            setattr(schedule, key, getattr(_schedule(entry), key))
+
+
+def _entries(configured: Configured) -> list[dict[str, Any]]:
+    return [configured] if isinstance(configured, dict) else list(configured)
+
+
+def _schedule(entry: dict[str, Any]) -> Any:
+    return entry["lr_scheduler"]["scheduler"] if "lr_scheduler" in entry else None
 
 
 def _announce(name: str, was: Any, now: Any) -> None:
@@ -76,7 +91,7 @@ def _group_options(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule_options(schedule: Any) -> dict[str, Any]:
-    names = set(inspect.signature(type(schedule)).parameters) - {"optimizer", "last_epoch"}
+    names = set(constructor_arguments(type(schedule))) - {"optimizer", "last_epoch"}
     return {
         name: _plain(value) for name, value in vars(schedule).items() if name in names and _plain(value) is not None
     }

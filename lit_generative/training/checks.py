@@ -1,0 +1,95 @@
+"""What must fit together, checked before it fails deep inside torch: data, checkpoint and module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from lit_generative.types import DescribesData
+
+
+def check_data(module: nn.Module, data: object) -> None:
+    """Networks that state a ``sample_shape`` and ``num_classes`` must state those of the data.
+
+    Args:
+        module: Its sub-modules are looked at, at any depth.
+        data: The trainer's data module; one that does not describe itself is not checked.
+
+    Raises:
+        ValueError: If a shape or number of classes differs.
+    """
+    if not isinstance(data, DescribesData):
+        return
+    for name, network in module.named_modules():
+        shape, classes = getattr(network, "sample_shape", None), getattr(network, "num_classes", None)
+        who = f"model.{name} ({type(network).__name__})"
+        if shape is not None and tuple(shape) != tuple(data.sample_shape):
+            raise ValueError(
+                f"{who} takes examples of shape {tuple(shape)}, but {type(data).__name__} yields "
+                f"{tuple(data.sample_shape)}. Set the network's image_size and channels to those of the data."
+            )
+        if shape is not None and classes is not None and classes != data.num_classes:
+            raise ValueError(
+                f"{who} takes labels of {classes} classes, but {type(data).__name__} has "
+                f"{data.num_classes or 'no'} classes. Set the network's num_classes to "
+                f"{data.num_classes if data.num_classes else 'null'}."
+            )
+
+
+def check_class(module: nn.Module, saved: str | None) -> None:
+    """A checkpoint must hold the class it is loaded into.
+
+    Args:
+        module: What is loaded into.
+        saved: Class path in the checkpoint, if it names one.
+
+    Raises:
+        ValueError: If it is another class.
+    """
+    if saved is None:
+        return
+    package, _, name = saved.rpartition(".")
+    cls = getattr(sys.modules.get(package), name, None)
+    if cls is not type(module) and name != type(module).__name__:
+        raise ValueError(
+            f"The checkpoint holds a {name}, but the model is a {type(module).__name__}. "
+            "Give the checkpoint of such a run, or the config that the checkpoint was trained with."
+        )
+
+
+def check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    """A checkpoint's weights must fit; if not, say which settings differ instead of listing every tensor.
+
+    Args:
+        module: What is loaded into.
+        state: The checkpoint's ``state_dict``.
+        saved: The checkpoint's hyperparameters.
+
+    Raises:
+        ValueError: If a name or shape differs.
+    """
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    other = {key: tuple(value.shape) for key, value in state.items()}
+    if own == other or not module.strict_loading:
+        return
+    key = next(k for k in [*own, *other] if own.get(k) != other.get(k))
+    changed = [
+        f"{name}: {_short(saved[name])} in the checkpoint, {_short(value)} here"
+        for name, value in module.hparams.items()
+        if name in saved and saved[name] != value and not name.startswith("_")
+    ]
+    raise ValueError(
+        f"The checkpoint's weights do not fit this {type(module).__name__}: {key} has shape {other.get(key)} there, "
+        f"{own.get(key)} here. " + ("Different settings: " + "; ".join(changed) if changed else "")
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "class_path" in value:
+        arguments = ", ".join(f"{k}={v}" for k, v in (value.get("init_args") or {}).items())
+        return f"{value['class_path'].rpartition('.')[2]}({arguments})"
+    return str(value)

@@ -1,0 +1,239 @@
+import sys
+
+import pytest
+import torch
+
+from lit_generative.callbacks.checkpoint import Checkpoint
+from lit_generative.callbacks.ema import EMA, ema_state
+from lit_generative.loading import TRUSTED, class_paths, load_module
+from lit_generative.tensor_ops import sample_generators
+from lit_generative.training.checkpoint_io import load_checkpoint
+from tests import tiny
+
+
+def _checkpoint(tmp_path, module, data, *callbacks):
+    tiny.train(tmp_path, module, data, callbacks=[*callbacks, Checkpoint(dirpath=str(tmp_path))])
+    return tmp_path / "last.ckpt"
+
+
+def _draw(module):
+    return module.sample(3, generator=sample_generators(5, 3))
+
+
+def _edit(path, **hparams) -> None:
+    """Change hyperparameters in the file; None removes one."""
+    checkpoint = load_checkpoint(path)
+    edited = checkpoint["hyper_parameters"] | hparams
+    checkpoint["hyper_parameters"] = {key: value for key, value in edited.items() if value is not None}
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    ("build", "data"),
+    [
+        (tiny.gan, tiny.ring),
+        (lambda: tiny.image_gan(num_classes=10), tiny.digits),
+        (tiny.vae, tiny.digits),
+        (tiny.ddpm, tiny.digits),
+        (lambda: tiny.point_ddpm(num_classes=4), tiny.ring),
+    ],
+    ids=["gan", "conditional gan", "vae", "ddpm", "conditional ddpm"],
+)
+def test_a_loaded_module_draws_the_samples_of_the_trained_one(tmp_path, build, data):
+    module = build()
+    loaded = load_module(_checkpoint(tmp_path, module, data()))
+    assert type(loaded) is type(module)
+    assert not loaded.training
+    tiny.assert_same(tiny.weights(loaded), tiny.weights(module))
+    tiny.assert_same(_draw(loaded), _draw(module))
+
+
+def test_the_average_is_used_if_there_is_one_unless_told_otherwise(tmp_path):
+    module = tiny.gan()
+    path = _checkpoint(tmp_path, module, tiny.ring(), EMA(half_life=20))
+    live, average = tiny.weights(module), ema_state(load_checkpoint(path))
+    assert not torch.equal(average["generator.layers.0.weight"], live["generator.layers.0.weight"])
+    for ema in (None, True):
+        tiny.assert_same(tiny.weights(load_module(path, ema=ema)), live | average)
+    tiny.assert_same(tiny.weights(load_module(str(path), ema=False)), live)
+
+
+def test_without_an_average_the_weights_there_are_are_used(tmp_path):
+    module = tiny.gan()
+    path = _checkpoint(tmp_path, module, tiny.ring())
+    for ema in (None, False):
+        tiny.assert_same(tiny.weights(load_module(path, ema=ema)), tiny.weights(module))
+
+
+def test_asking_for_an_average_that_is_not_there_is_refused(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    with pytest.raises(ValueError, match=r"last.ckpt has no averaged weights: the run had no EMA callback"):
+        load_module(path, ema=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_the_module_lies_on_the_device_asked_for(tmp_path, device):
+    loaded = load_module(_checkpoint(tmp_path, tiny.gan(), tiny.ring()), device=device)
+    available = torch.accelerator.current_accelerator(check_available=True)
+    expected = available.type if device == "auto" and available is not None else "cpu"
+    assert {p.device.type for p in loaded.parameters()} == {expected}
+
+
+def test_the_module_can_be_put_on_another_device(tmp_path):
+    loaded = load_module(_checkpoint(tmp_path, tiny.gan(), tiny.ring()), device="meta")
+    assert {p.device.type for p in loaded.parameters()} == {"meta"}
+
+
+def test_a_loaded_module_can_be_trained_on_and_its_checkpoint_loaded_again(tmp_path):
+    loaded = load_module(_checkpoint(tmp_path, tiny.gan(), tiny.ring()))
+    first = dict(loaded.hparams)
+    path = _checkpoint(tmp_path / "again", loaded.train(), tiny.ring())
+    again = load_module(path)
+    tiny.assert_same(tiny.weights(again), tiny.weights(loaded))
+    assert dict(again.hparams) == first
+    assert again.configure_optimizers()[0]["optimizer"].param_groups[0]["lr"] == 1e-3
+
+
+# trust
+
+
+STRANGE = """
+from pathlib import Path
+Path({marker!r}).touch()
+from lit_generative.networks.mlp import MLPGenerator
+class Generator(MLPGenerator):
+    pass
+"""
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """A package that is not ours; its import leaves the file ``imported``."""
+    (tmp_path / "packages").mkdir()
+    source = STRANGE.format(marker=str(tmp_path / "imported"))
+    (tmp_path / "packages" / "strange_networks.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    yield "strange_networks.Generator"
+    sys.modules.pop("strange_networks", None)
+
+
+def _with_generator(tmp_path, generator):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, generator=generator)
+    return path
+
+
+def test_a_class_of_another_package_is_refused_before_it_is_imported(tmp_path, strange):
+    arguments = {"latent_dim": 3, "hidden_dim": 5, "num_layers": 1}
+    path = _with_generator(tmp_path, {"class_path": strange, "init_args": arguments})
+    with pytest.raises(ValueError, match=r"last.ckpt asks for the class strange_networks.Generator.*--trust strange_n"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_class_of_a_package_that_is_trusted_is_built(tmp_path, strange):
+    arguments = {"latent_dim": 3, "hidden_dim": 5, "num_layers": 1}
+    path = _with_generator(tmp_path, {"class_path": strange, "init_args": arguments})
+    loaded = load_module(path, trust=["strange_networks"])
+    assert type(loaded.generator).__module__ == "strange_networks"
+    assert _draw(loaded).shape == (3, 2)
+
+
+@pytest.mark.parametrize("key", ["generator", "loss", "generator_optimizer"])
+def test_a_class_of_another_package_named_by_its_path_alone_is_refused_too(tmp_path, strange, key):
+    """The parser takes a bare string for a class as well."""
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, **{key: strange})
+    with pytest.raises(ValueError, match="strange_networks"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_an_untrusted_class_deep_in_the_arguments_is_refused(tmp_path, strange):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    hparams = load_checkpoint(path)["hyper_parameters"]
+    loss = dict(hparams["loss"]) | {"init_args": {"parts": [{"class_path": strange}]}}
+    _edit(path, loss=loss)
+    with pytest.raises(ValueError, match=r"asks for the class strange_networks.Generator"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_an_untrusted_module_class_is_refused(tmp_path, strange):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, _class_path="strange_networks.GAN")
+    with pytest.raises(ValueError, match=r"asks for the class strange_networks.GAN"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("name", ["lit_generativ", "lit_generative_evil", "torchevil"])
+def test_a_package_whose_name_only_starts_like_a_trusted_one_is_refused(tmp_path, name):
+    path = _with_generator(tmp_path, {"class_path": f"{name}.Generator"})
+    with pytest.raises(ValueError, match=f"asks for the class {name}.Generator"):
+        load_module(path)
+
+
+def test_a_checkpoint_that_names_no_class_is_refused(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, _class_path=None)
+    with pytest.raises(ValueError, match=r"last.ckpt does not say which class it holds. It was not written by lit_gen"):
+        load_module(path)
+
+
+def test_a_checkpoint_without_hyperparameters_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match=r"foreign.ckpt does not say which class it holds"):
+        load_module(tmp_path / "foreign.ckpt")
+
+
+def test_a_class_that_cannot_sample_is_refused(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, _class_path="torch.nn.modules.linear.Linear")
+    with pytest.raises(ValueError, match="which is no GenerativeModule and cannot sample"):
+        load_module(path)
+
+
+def test_a_function_in_place_of_the_class_is_refused(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, _class_path="torch.hub.load")
+    with pytest.raises(ValueError, match=r"torch.hub.load is not a class"):
+        load_module(path)
+
+
+@pytest.mark.parametrize("name", ["lit_generative.gan.module.Gone", "lit_generative.gone.GAN"])
+def test_a_class_that_is_no_more_is_a_readable_error(tmp_path, name):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, _class_path=name)
+    with pytest.raises(ValueError, match=name):
+        load_module(path)
+
+
+def test_weights_that_do_not_fit_the_hyperparameters_are_an_error(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    generator = load_checkpoint(path)["hyper_parameters"]["generator"]
+    _edit(path, generator={**generator, "init_args": {**generator["init_args"], "hidden_dim": 6}})
+    with pytest.raises(RuntimeError, match=r"size mismatch for generator.layers.0.weight"):
+        load_module(path)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        load_module(tmp_path / "lost.ckpt")
+
+
+def test_class_paths_are_found_at_every_depth():
+    config = {
+        "class_path": "a.A",
+        "init_args": {
+            "x": [{"class_path": "b.B"}, ({"class_path": "c.C", "init_args": {"y": {"class_path": "d.D"}}},)]
+        },
+        "_class_path": "e.E",
+        "other": "f.F",  # a parser takes a bare name for a class, too
+        "a sentence. And": "no name.",
+    }
+    assert sorted(class_paths(config)) == ["a.A", "b.B", "c.C", "d.D", "e.E", "f.F"]
+
+
+def test_only_packages_we_build_on_are_trusted():
+    assert TRUSTED == ("lit_generative", "torch", "lightning", "diffusers")

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from lit_generative.vae.distributions import kl_to_standard_normal, normal_log_prob, reparameterize
+from lit_generative.vae.likelihoods import Gaussian
+from lit_generative.vae.objectives import Draws, Elbo, Objective
+
+OBJECTIVES = [cls for cls in Objective.__subclasses__() if cls.__module__.startswith("lit_generative.")]
+every_objective = pytest.mark.parametrize(
+    "objective", [cls() for cls in OBJECTIVES], ids=[cls.__name__ for cls in OBJECTIVES]
+)
+
+
+class LinearGaussian:
+    """``z ~ N(0, I)``, ``x = W z + b + sigma * eps``: evidence and posterior in closed form.
+
+    The columns of W are orthogonal, so the true posterior is a diagonal Gaussian, as an encoder's is.
+    """
+
+    sigma = 0.6
+
+    def __init__(self, num: int = 5) -> None:
+        generator = torch.Generator().manual_seed(0)
+        basis, _ = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64))
+        self.weight = basis * torch.tensor([1.5, 0.4], dtype=torch.float64)
+        self.bias = torch.randn(6, generator=generator, dtype=torch.float64)
+        covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(6, dtype=torch.float64)
+        self.x = torch.randn(num, 6, generator=generator, dtype=torch.float64)
+        self.log_evidence = MultivariateNormal(self.bias, covariance).log_prob(self.x)
+
+    def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
+        precision = 1 + self.weight.square().sum(dim=0) / self.sigma**2
+        mean = (self.x - self.bias) @ self.weight / self.sigma**2 / precision
+        return mean, -precision.log().expand_as(mean)
+
+    def draws(self, mean: torch.Tensor, logvar: torch.Tensor, num_draws: int) -> Draws:
+        z = reparameterize(mean, logvar, num_draws)
+        output, zeros = z @ self.weight.T + self.bias, torch.zeros_like(mean)
+        x = self.x.expand_as(output).flatten(0, 1)
+        return Draws(
+            log_likelihood=Gaussian(self.sigma).log_prob(output.flatten(0, 1), x).unflatten(0, output.shape[:2]),
+            log_prior=normal_log_prob(z, zeros, zeros),
+            log_posterior=normal_log_prob(z, mean, logvar),
+            kl=kl_to_standard_normal(mean, logvar),
+        )
+
+
+# ---- laws
+
+
+@every_objective
+def test_the_bound_is_below_the_evidence(objective):
+    torch.manual_seed(0)
+    model = LinearGaussian()
+    mean, logvar = model.posterior()
+    for wrong_mean, wrong_logvar in ((mean + 0.5, logvar), (mean, logvar + 1), (torch.zeros_like(mean), logvar - 1)):
+        loss = objective.loss(model.draws(wrong_mean, wrong_logvar, num_draws=10_000))
+        assert loss.shape == (5,)
+        assert (-loss < model.log_evidence).all()
+
+
+@every_objective
+def test_the_bound_is_the_evidence_at_the_true_posterior(objective):
+    torch.manual_seed(0)
+    model = LinearGaussian()
+    loss = objective.loss(model.draws(*model.posterior(), num_draws=50_000))
+    torch.testing.assert_close(-loss, model.log_evidence, rtol=0, atol=0.03)
+
+
+def test_every_draw_from_the_true_posterior_gives_the_evidence():
+    torch.manual_seed(0)
+    model = LinearGaussian()
+    draws = model.draws(*model.posterior(), num_draws=4)
+    evidence = draws.log_likelihood + draws.log_prior - draws.log_posterior  # Bayes' rule
+    torch.testing.assert_close(evidence, model.log_evidence.expand(4, 5))
+
+
+# ---- values
+
+
+def two_examples() -> Draws:
+    """Three draws for each of two examples."""
+    log_likelihood = torch.tensor([[-1.0, -20.0], [-2.0, -30.0], [-6.0, -40.0]])
+    unused = torch.full((3, 2), torch.nan)
+    return Draws(log_likelihood, log_prior=unused, log_posterior=unused, kl=torch.tensor([0.5, 4.0]))
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, [3.5, 34.0]), (4.0, [5.0, 46.0]), (0.0, [3.0, 30.0])])
+def test_elbo_by_hand(beta, expected):
+    torch.testing.assert_close(Elbo(beta=beta).loss(two_examples()), torch.tensor(expected))
+
+
+def test_elbo_is_the_bound_itself_with_one_draw_by_default():
+    torch.testing.assert_close(Elbo().loss(two_examples()), Elbo(beta=1.0).loss(two_examples()))
+    assert Elbo().num_draws == 1
+
+
+def test_a_negative_beta_is_refused():
+    with pytest.raises(ValueError, match="Elbo: beta must not be negative, got -1"):
+        Elbo(beta=-1.0)
