@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -145,6 +146,26 @@ def test_a_class_of_another_package_named_by_its_path_alone_is_refused_too(tmp_p
     path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
     _edit(path, **{key: strange})
     with pytest.raises(ValueError, match="strange_networks"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("key", ["generator", "loss", "generator_optimizer", "generator_scheduler"])
+@pytest.mark.parametrize("form", ["json", "yaml", "file", "file in the working directory"])
+def test_a_class_of_another_package_hidden_in_a_text_is_refused_too(tmp_path, strange, monkeypatch, key, form):
+    """The parser reads a text in place of a class as JSON, as YAML, and as the name of a file of either."""
+    config = {"class_path": strange, "init_args": {"latent_dim": 3, "hidden_dim": 5, "num_layers": 1}}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "innocent").write_text(json.dumps(config))
+    texts = {
+        "json": json.dumps(config),
+        "yaml": f"class_path: {strange}",
+        "file": str(tmp_path / "innocent"),
+        "file in the working directory": "innocent",
+    }
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    _edit(path, **{key: texts[form]})
+    with pytest.raises(ValueError, match=r"last\.ckpt"):
         load_module(path)
     assert not (tmp_path / "imported").exists()
 

@@ -56,10 +56,11 @@ class RunProgressBar(ProgressBar):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self._bar is None:
             return
-        metrics = self.get_metrics(trainer, pl_module)
-        if metrics:
-            self._bar.set_postfix(metrics, refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
+        # Collecting the metrics costs as much as a small network's step, and they are new only when they are logged.
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if (trainer.fit_loop.total_batch_idx + 1) % every == 0:
+            self._bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
 
     @override
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

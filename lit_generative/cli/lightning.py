@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,13 @@ class LitGenCLI(LightningCLI):
 class SaveConfig(SaveConfigCallback):
     """Keeps the whole config beside the run and in each checkpoint, as ``checkpoint["config"]`` (YAML text)."""
 
+    @cached_property
+    def _text(self) -> str:
+        return str(self.parser.dump(self.config, skip_none=False))
+
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.parser.dump(self.config, skip_none=False)
+        checkpoint["config"] = self._text
 
 
 def main(args: Sequence[str]) -> int:

@@ -146,6 +146,9 @@ class GenerativeModule(L.LightningModule, ABC):
         check_data(self, getattr(self.trainer, "datamodule", None))
         # Said at each save under manual optimization; saving after the update is what resuming needs.
         warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+        if not torch.cuda.is_available():
+            # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step: 0.2 ms each.
+            os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
         strategy = self.trainer.strategy
         if stage == "fit" and not self.automatic_optimization and isinstance(strategy, DDPStrategy):
             if strategy._ddp_kwargs.get("static_graph"):

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lit_generative.tensor_ops import Generators, evaluating, randn
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
-from lit_generative.vae.distributions import kl_to_standard_normal, normal_log_prob, reparameterize
+from lit_generative.vae.distributions import reparameterize
 from lit_generative.vae.likelihoods import Likelihood
 from lit_generative.vae.objectives import Draws, Objective
 
@@ -71,7 +71,8 @@ class VAE(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         draws = self.draw(batch["image"], self.objective.num_draws)
         loss = self.objective.loss(draws)
-        self.log_losses({"loss": loss, **_terms(draws)}, in_bar=("loss", "reconstruction", "kl"))
+        if self.log_now:
+            self.log_losses({"loss": loss, **_terms(draws)}, in_bar=("loss", "reconstruction", "kl"))
         return loss.mean()
 
     @override
@@ -99,13 +100,8 @@ class VAE(GenerativeModule):
         mean, logvar = (value.float() for value in self.encoder(x))
         z = reparameterize(mean, logvar, num_draws)
         output = self.decoder(z.flatten(0, 1)).float()
-        log_likelihood = self.likelihood.log_prob(output, x.repeat(num_draws, *[1] * (x.ndim - 1)))
-        return Draws(
-            log_likelihood=log_likelihood.unflatten(0, (num_draws, len(x))),
-            log_prior=normal_log_prob(z, torch.zeros_like(mean), torch.zeros_like(mean)),
-            log_posterior=normal_log_prob(z, mean, logvar),
-            kl=kl_to_standard_normal(mean, logvar),
-        )
+        log_likelihood = self.likelihood.log_prob(output, x.expand(num_draws, *x.shape).flatten(0, 1))
+        return Draws(log_likelihood.unflatten(0, (num_draws, len(x))), z, mean, logvar)
 
     @override
     @torch.no_grad()

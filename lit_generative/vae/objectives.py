@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lit_generative.recipe import Recorded
+from lit_generative.vae.distributions import kl_to_standard_normal, normal_log_prob
 
 
-class Draws(NamedTuple):
-    """What an objective is made of: K draws ``z ~ q(z|x)`` for each of N examples; nats."""
+@dataclass(frozen=True)
+class Draws:
+    """What an objective is made of: K draws ``z ~ q(z|x)`` for each of N examples; what is not asked for costs nothing.
+
+    Args:
+        log_likelihood: ``log p(x|z)``, nats, ``(K, N)``.
+        z: The draws, ``(K, N, D)``.
+        mean: Mean of the posterior, ``(N, D)``.
+        logvar: Logarithm of the posterior's variance, ``(N, D)``.
+    """
 
     log_likelihood: Tensor
-    """``log p(x|z)``, ``(K, N)``."""
-    log_prior: Tensor
-    """``log p(z)``, ``(K, N)``."""
-    log_posterior: Tensor
-    """``log q(z|x)``, ``(K, N)``."""
-    kl: Tensor
-    """``KL(q(z|x) || p(z))`` in closed form, ``(N,)``."""
+    z: Tensor
+    mean: Tensor
+    logvar: Tensor
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """``log p(z)``, nats, ``(K, N)``."""
+        return normal_log_prob(self.z, torch.zeros_like(self.mean), torch.zeros_like(self.mean))
+
+    @cached_property
+    def log_posterior(self) -> Tensor:
+        """``log q(z|x)``, nats, ``(K, N)``."""
+        return normal_log_prob(self.z, self.mean, self.logvar)
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """``KL(q(z|x) || p(z))`` in closed form, nats, ``(N,)``."""
+        return kl_to_standard_normal(self.mean, self.logvar)
 
 
 class Objective(Recorded, ABC):

@@ -47,6 +47,23 @@ def test_sigma_of_the_first_steps_keeps_its_digits(schedule_class):
 
 
 @every_schedule
+def test_exact_factors_are_those_of_the_schedule_in_double_precision(schedule_class):
+    schedule = schedule_class()
+    exact = torch.tensor([schedule.exact_alpha_sigma(t) for t in range(-1, 1000)], dtype=torch.float64)
+    torch.testing.assert_close(exact.square().sum(dim=1), torch.ones(1001, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(exact[1:, 0], schedule.alphas_cumprod.sqrt(), rtol=1e-15, atol=0)
+    rounded = torch.stack(schedule.alpha_sigma(torch.arange(-1, 1000)), dim=1)
+    torch.testing.assert_close(exact.float(), rounded, rtol=1e-6, atol=0)
+    assert exact[0].tolist() == [1.0, 0.0]
+
+
+@every_schedule
+def test_exact_factors_survive_a_change_of_dtype(schedule_class):
+    cast = schedule_class().to(torch.bfloat16)
+    assert cast.exact_alpha_sigma(0) == schedule_class().exact_alpha_sigma(0)
+
+
+@every_schedule
 def test_a_schedule_has_as_many_levels_as_asked_for_and_nothing_to_save(schedule_class):
     schedule = schedule_class(num_timesteps=7)
     assert schedule.num_timesteps == 7

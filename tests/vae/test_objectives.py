@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from lit_generative.vae.distributions import kl_to_standard_normal, normal_log_prob, reparameterize
+from lit_generative.vae.distributions import reparameterize
 from lit_generative.vae.likelihoods import Gaussian
 from lit_generative.vae.objectives import Draws, Elbo, Objective
 
@@ -36,14 +38,10 @@ class LinearGaussian:
 
     def draws(self, mean: torch.Tensor, logvar: torch.Tensor, num_draws: int) -> Draws:
         z = reparameterize(mean, logvar, num_draws)
-        output, zeros = z @ self.weight.T + self.bias, torch.zeros_like(mean)
+        output = z @ self.weight.T + self.bias
         x = self.x.expand_as(output).flatten(0, 1)
-        return Draws(
-            log_likelihood=Gaussian(self.sigma).log_prob(output.flatten(0, 1), x).unflatten(0, output.shape[:2]),
-            log_prior=normal_log_prob(z, zeros, zeros),
-            log_posterior=normal_log_prob(z, mean, logvar),
-            kl=kl_to_standard_normal(mean, logvar),
-        )
+        log_likelihood = Gaussian(self.sigma).log_prob(output.flatten(0, 1), x)
+        return Draws(log_likelihood.unflatten(0, output.shape[:2]), z, mean, logvar)
 
 
 # ---- laws
@@ -80,10 +78,18 @@ def test_every_draw_from_the_true_posterior_gives_the_evidence():
 
 
 def two_examples() -> Draws:
-    """Three draws for each of two examples."""
+    """Three draws for each of two examples; KL of 0.5 and 4."""
     log_likelihood = torch.tensor([[-1.0, -20.0], [-2.0, -30.0], [-6.0, -40.0]])
-    unused = torch.full((3, 2), torch.nan)
-    return Draws(log_likelihood, log_prior=unused, log_posterior=unused, kl=torch.tensor([0.5, 4.0]))
+    mean = torch.tensor([[1.0, 0.0], [2.0, -2.0]])
+    return Draws(log_likelihood, torch.full((3, 2, 2), torch.nan), mean, torch.zeros(2, 2))
+
+
+def test_terms_of_draws_by_hand():
+    z, mean, logvar = torch.tensor([[[2.0]], [[0.0]]]), torch.tensor([[1.0]]), torch.tensor([[4.0]]).log()
+    draws, constant = Draws(torch.zeros(2, 1), z, mean, logvar), 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(draws.log_prior, torch.tensor([[-2.0], [0.0]]) - constant)
+    torch.testing.assert_close(draws.log_posterior, torch.full((2, 1), -0.125 - math.log(2) - constant))
+    torch.testing.assert_close(draws.kl, torch.tensor([0.5 * (1 + 4 - 1) - math.log(2)]))
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(1.0, [3.5, 34.0]), (4.0, [5.0, 46.0]), (0.0, [3.0, 30.0])])
