@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from lightning.pytorch.cli import instantiate_module
@@ -18,7 +18,6 @@ from lit_generative.training.module import GenerativeModule
 
 TRUSTED = ("lit_generative", "torch", "lightning", "diffusers")
 """Packages whose classes a checkpoint may build."""
-DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def load_module(
@@ -46,7 +45,7 @@ def load_module(
     hparams.pop("_instantiator", None)
     if "_class_path" not in hparams:
         raise ValueError(f"{path} does not say which class it holds. It was not written by lit_generative.")
-    _check_trust(path, hparams, (*TRUSTED, *trust))
+    check_trust(path, hparams, trust)
     cls = _import(hparams["_class_path"])
     if not issubclass(cls, GenerativeModule):
         raise ValueError(f"{path} holds a {hparams['_class_path']}, which is no GenerativeModule and cannot sample.")
@@ -73,26 +72,58 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return newest
 
 
-def class_paths(config: Any) -> Iterator[str]:
-    """Every text in a config, at any depth, that may name a class: a parser imports a bare name, too."""
-    if isinstance(config, str) and DOTTED_NAME.fullmatch(config):
-        yield config
-    elif isinstance(config, Mapping):
-        for value in config.values():
-            yield from class_paths(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from class_paths(value)
+def check_trust(path: Any, hparams: Mapping[str, Any], trust: Iterable[str] = ()) -> None:
+    """Refuse hyperparameters that could make a parser import a stranger's package.
+
+    Classes must be of known packages. A text is allowed only where the class takes a text: a parser that expects a
+    class reads a text as its name, as YAML, or as the name of a file of it.
+
+    Args:
+        path: The checkpoint, for the message.
+        hparams: Its hyperparameters.
+        trust: Packages beside :data:`TRUSTED`.
+
+    Raises:
+        ValueError: If a class or a text is refused; nothing was imported for it.
+    """
+    arguments = {key: value for key, value in hparams.items() if not key.startswith("_")}
+    _check_spec(path, {"class_path": hparams["_class_path"], "init_args": arguments}, (*TRUSTED, *trust))
 
 
-def _check_trust(path: Any, hparams: Mapping[str, Any], trusted: Iterable[str]) -> None:
-    packages = tuple(trusted)
-    for name in class_paths(hparams):
-        if name.partition(".")[0] not in packages:
-            raise ValueError(
-                f"{path} asks for the class {name}, and building it could run code. If you trust both the file and "
-                f"the package, add --trust {name.partition('.')[0]}."
+def _check_spec(path: Any, spec: Mapping[str, Any], trusted: tuple[str, ...]) -> None:
+    name = str(spec["class_path"])
+    package = name.partition(".")[0]
+    if package not in trusted:
+        raise ValueError(
+            f"{path} asks for the class {name}, and building it could run code. If you trust both the file and the "
+            f"package, add --trust {package}."
+        )
+    cls = _import(name)
+    for key, value in {**(spec.get("init_args") or {}), **(spec.get("dict_kwargs") or {})}.items():
+        _check_value(path, f"{name}'s {key}", value, _takes_text(cls, key), trusted)
+
+
+def _check_value(path: Any, where: str, value: Any, text_allowed: bool, trusted: tuple[str, ...]) -> None:
+    if isinstance(value, str) and not text_allowed:
+        raise ValueError(f"{path} gives the text {value!r} as {where}, which takes no text: it could run code.")
+    if isinstance(value, Mapping) and "class_path" in value:
+        _check_spec(path, value, trusted)
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_value(path, where, item, text_allowed, trusted)
+
+
+def _takes_text(cls: type, argument: str) -> bool:
+    for base in cls.__mro__:
+        init = base.__dict__.get("__init__")
+        if init is not None and argument in inspect.signature(init).parameters:
+            hint = get_type_hints(init).get(argument)
+            return (
+                hint is str
+                or get_origin(hint) is Literal
+                or any(option is str or get_origin(option) is Literal for option in get_args(hint))
             )
+    return False
 
 
 def _import(path: str) -> type:

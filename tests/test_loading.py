@@ -6,7 +6,7 @@ import torch
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA, ema_state
-from lit_generative.loading import TRUSTED, class_paths, load_module
+from lit_generative.loading import TRUSTED, load_module
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.checkpoint_io import load_checkpoint
 from tests import tiny
@@ -241,19 +241,6 @@ def test_weights_that_do_not_fit_the_hyperparameters_are_an_error(tmp_path):
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         load_module(tmp_path / "lost.ckpt")
-
-
-def test_class_paths_are_found_at_every_depth():
-    config = {
-        "class_path": "a.A",
-        "init_args": {
-            "x": [{"class_path": "b.B"}, ({"class_path": "c.C", "init_args": {"y": {"class_path": "d.D"}}},)]
-        },
-        "_class_path": "e.E",
-        "other": "f.F",  # a parser takes a bare name for a class, too
-        "a sentence. And": "no name.",
-    }
-    assert sorted(class_paths(config)) == ["a.A", "b.B", "c.C", "d.D", "e.E", "f.F"]
 
 
 def test_only_packages_we_build_on_are_trusted():

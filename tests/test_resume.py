@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,17 @@ from torch import Tensor
 from lit_generative.training.checkpoint_io import load_checkpoint
 from tests.families import FAMILIES, build, digits, trainer
 
+CONFIG = Path(__file__).parents[1] / "configs/vae/vae_digits.yaml"
+OVERLAY = """
+trainer:
+  accelerator: cpu
+  max_steps: 900
+  enable_progress_bar: false
+  callbacks:
+    - class_path: lit_generative.callbacks.ema.EMA
+    - class_path: lit_generative.callbacks.checkpoint.Checkpoint
+      init_args: {every_n_steps: 30}
+"""
 Settings = dict[str, Any]
 STEPS = 12
 """Of five batches an epoch: the run ends in the middle of the third."""
@@ -85,3 +100,34 @@ def test_sampling_grids_and_validation_do_not_shift_training(tmp_path, family):
     bare = trainer(tmp_path / "b", callbacks=[], limit_val_batches=0, enable_checkpointing=False)
     bare.fit(module, digits())
     assert_same(with_all["state_dict"], dict(module.state_dict()))
+
+
+@pytest.mark.slow  # four processes that import everything anew
+def test_a_run_killed_twice_at_any_moment_recovers_and_ends_the_same(tmp_path):
+    command = [sys.executable, "-m", "lit_generative", "fit", "--config", str(CONFIG), "--ckpt_path", "last"]
+    overlay = tmp_path / "short.yaml"
+    overlay.write_text(OVERLAY)
+    command += ["--config", str(overlay)]
+    states = []
+    for folder, kills in ((tmp_path / "whole", 0), (tmp_path / "killed", 2)):
+        folder.mkdir()
+        for kill in range(kills):
+            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            saved, deadline = None, time.monotonic() + 60
+            while saved is None or saved == last_saved(folder):  # killed at once after a save, wherever it then is
+                if saved is None:
+                    saved = last_saved(folder) or -1
+                assert time.monotonic() < deadline
+                assert process.poll() is None, "it ended before it was killed"
+                time.sleep(0.01)
+            time.sleep(0.02 * kill)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        assert not list(folder.rglob(".*.tmp"))
+        states.append(load_checkpoint(next(folder.rglob("last.ckpt"))))
+    assert_same(*[what_must_be_restored(state) for state in states])
+
+
+def last_saved(folder: Path) -> int | None:
+    return next((file.stat().st_mtime_ns for file in folder.rglob("last.ckpt")), None)

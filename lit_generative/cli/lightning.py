@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -22,6 +23,7 @@ from lit_generative.callbacks.sample_writer import SampleWriter
 from lit_generative.cli.errors import HelpfulParser
 from lit_generative.cli.messages import causes, is_ours
 from lit_generative.cli.run_folder import choose_run, last_checkpoint
+from lit_generative.loading import check_trust
 from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
 from lit_generative.training.csv_logger import CSVLogger
 
@@ -47,7 +49,12 @@ class LitGenCLI(LightningCLI):
             config.ckpt_path = None if resumed is None else str(resumed)
         self._checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path else None
         choose_run(config.trainer, command, resumed)
-        if command != "fit":
+        if command != "fit" and self._checkpoint is not None:
+            hparams = self._checkpoint.get("hyper_parameters", {})
+            if "_class_path" not in hparams:
+                raise ValueError(f"{config.ckpt_path} does not say which class it holds. It is not of lit_generative.")
+            # What the user's own config names is trusted already.
+            check_trust(config.ckpt_path, hparams, {name.partition(".")[0] for name in _class_paths(config.model)})
             super()._parse_ckpt_path()
 
     @override
@@ -135,6 +142,14 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, Namespace):
+        if "class_path" in config:
+            yield config.class_path
+        for value in vars(config).values():
+            yield from _class_paths(value)
 
 
 def _as_list(value: Any) -> list[Any]:

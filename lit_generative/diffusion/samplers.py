@@ -43,7 +43,7 @@ class Sampler(Recorded, ABC):
                 f"{type(self).__name__}: num_steps={self.num_steps} is more than the schedule's {num_timesteps} noise "
                 "levels. Lower num_steps."
             )
-        return [*torch.linspace(num_timesteps - 1, 0, self.num_steps).round().long().tolist(), -1]
+        return [*torch.linspace(num_timesteps - 1, 0, self.num_steps, dtype=torch.float64).round().long().tolist(), -1]
 
     def trajectory(self, denoise: Denoiser, x_t: Tensor, noise: Noise) -> Iterator[tuple[Tensor, Tensor]]:
         """Walk from pure noise to data.

@@ -146,6 +146,12 @@ class GenerativeModule(L.LightningModule, ABC):
         check_data(self, getattr(self.trainer, "datamodule", None))
         # Said at each save under manual optimization; saving after the update is what resuming needs.
         warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+        precision = str(self.trainer.precision)
+        if precision in ("16-true", "bf16-true", "64-true"):
+            raise ValueError(
+                f"{type(self).__name__}: noise and images are float32, so precision={precision!r} cannot work. "
+                "Use 32-true, bf16-mixed or 16-mixed."
+            )
         if not torch.cuda.is_available():
             # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step: 0.2 ms each.
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

@@ -192,6 +192,19 @@ def test_a_checkpoint_of_another_class_is_one_readable_error(capsys):
     assert "holds a GAN, but the model is a VAE" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("hidden", [{"class_path": "strange.Loss"}, "strange.Loss", '{"class_path": "strange.Loss"}'])
+def test_evaluating_builds_no_class_of_a_package_that_only_the_checkpoint_names(capsys, monkeypatch, hidden):
+    Path("strange.py").write_text("from pathlib import Path; Path('imported').touch()")
+    monkeypatch.syspath_prepend(".")
+    assert litgen("fit", "--trainer.max_steps", "1") == 0
+    checkpoint = load_checkpoint(LAST)
+    checkpoint["hyper_parameters"]["objective"] = hidden
+    torch.save(checkpoint, LAST)
+    assert litgen("test", "--ckpt_path", "last") == 1
+    assert "could run code" in capsys.readouterr().err
+    assert not Path("imported").exists()
+
+
 def test_a_missing_checkpoint_names_those_nearby(capsys):
     assert litgen("fit") == 0
     assert litgen("fit", "--ckpt_path", str(LAST.with_name("lost.ckpt"))) == 1

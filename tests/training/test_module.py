@@ -550,3 +550,9 @@ def test_options_of_the_optimizers_are_kept_in_the_checkpoint_as_plain_data(tmp_
     options = load_checkpoint(_checkpoint(tmp_path, tiny.gan(), tiny.ring()))["optimization_options"]
     assert len(options) == 2
     assert _is_plain(options)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_cannot_work_is_refused_with_those_that_can(tmp_path, precision):
+    with pytest.raises(ValueError, match=rf"precision='{precision}' cannot work. Use 32-true, bf16-mixed"):
+        tiny.train(tmp_path, tiny.vae(), tiny.digits(), precision=precision)
