@@ -50,17 +50,26 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         if trainer.fit_loop._should_accumulate():  # half of an update could not be resumed
             return
-        stopping = self._signal is not None or trainer.should_stop or self._is_last_batch(trainer)
+        signalled = self._any_process_was_signalled(trainer)
+        due = signalled or trainer.should_stop or self._is_last_batch(trainer)
         if (
-            stopping or trainer.global_step % self.every_n_steps == 0
+            due or trainer.global_step % self.every_n_steps == 0
         ) and trainer.global_step != self._last_global_step_saved:
             self._save(trainer)
-        if self._signal is not None:
+        if signalled:
+            number = self._signal or signal.SIGTERM
             rank_zero_info(
-                f"Stopped by {signal.Signals(self._signal).name} at step {trainer.global_step}; saved "
+                f"Stopped by {signal.Signals(number).name} at step {trainer.global_step}; saved "
                 f"{self.last_model_path}. Run the same command with --ckpt_path last to go on."
             )
-            raise SystemExit(128 + self._signal)  # Lightning closes loggers and workers on the way
+            raise SystemExit(128 + number)  # Lightning closes loggers and workers on the way
+
+    def _any_process_was_signalled(self, trainer: L.Trainer) -> bool:
+        # A signal reaches the processes one at a time, and all of them must save after the same batch.
+        signalled = self._signal is not None
+        if trainer.world_size == 1:
+            return signalled
+        return trainer.strategy.reduce_boolean_decision(signalled, all=False)
 
     @staticmethod
     def _is_last_batch(trainer: L.Trainer) -> bool:

@@ -47,9 +47,12 @@ class SampleGrid(L.Callback):
         self.columns = columns
         self.seed = seed
         self._last_step = 0
+        self._folder = Path()
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Asked of all processes: Lightning broadcasts it, and only the first one draws.
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if not isinstance(pl_module, SupportsSampling):
             raise TypeError(f"SampleGrid: {type(pl_module).__name__} has no sample() and num_classes to draw from.")
 
@@ -78,9 +81,8 @@ class SampleGrid(L.Callback):
 
     def _show(self, trainer: L.Trainer, picture: Tensor) -> None:
         step = trainer.global_step
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_png(picture, folder / "samples" / f"step_{step:07d}.png")
+            save_png(picture, self._folder / f"step_{step:07d}.png")
         for logger in trainer.loggers:
             # Scalars of update n have step n - 1; the picture belongs beside them.
             if isinstance(logger, TensorBoardLogger):

@@ -26,6 +26,13 @@ class SampleWriter(BasePredictionWriter):
     def __init__(self, output_dir: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
+        self._folder = Path()
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Asked of all processes at once: Lightning broadcasts it, and they need not have as many batches.
+        run = trainer.log_dir or trainer.default_root_dir
+        self._folder = Path(run) / "predictions" if self.output_dir is None else Path(self.output_dir)
 
     @override
     def write_on_batch_end(
@@ -38,10 +45,9 @@ class SampleWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for index, sample in zip(batch.tolist(), prediction, strict=True):
-            self._write(sample, folder / f"{index:06d}")
+            self._write(sample, self._folder / f"{index:06d}")
 
     @staticmethod
     def _write(sample: Tensor, stem: Path) -> None:

@@ -1,0 +1,64 @@
+"""Two processes (gloo, CPU) train, save, predict and stop as one does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_generative.training.checkpoint_io import load_checkpoint
+
+pytestmark = pytest.mark.slow  # each process imports everything anew
+CONFIGS = Path(__file__).parents[1] / "configs"
+CPU = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.strategy=ddp",
+    "--trainer.enable_model_summary=false",
+]
+
+
+def command(name: str, config: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "lit_generative", name, "--config", str(CONFIGS / config), *CPU, *options]
+
+
+@pytest.mark.parametrize("config", ["gan/dcgan_digits.yaml", "vae/vae_digits.yaml", "diffusion/ddpm_digits.yaml"])
+def test_a_family_trains_on_two_processes(tmp_path, config):
+    options = ("--trainer.max_steps=6", "--trainer.val_check_interval=5")
+    subprocess.run(command("fit", config, *options), cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    checkpoint = load_checkpoint(next(tmp_path.rglob("last.ckpt")))
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["callbacks"]["EMA"]["images"] == 6 * 64 * 2
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+    assert len(list(tmp_path.rglob("samples/*.png"))) == 1
+
+
+def test_two_processes_share_the_samples_of_predict(tmp_path):
+    config = "vae/vae_digits.yaml"
+    fit = command("fit", config, "--trainer.max_steps=1", "--trainer.val_check_interval=1")
+    predict = command("predict", config, "--ckpt_path=last", "--data.num_predict_samples=7", "--data.eval_batch_size=2")
+    for run in (fit, predict):
+        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    names = sorted(path.name for path in tmp_path.rglob("predictions/*.png"))
+    assert names == [f"{index:06d}.png" for index in range(7)]
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_batch(tmp_path):
+    process = subprocess.Popen(
+        command("fit", "vae/vae_digits.yaml", "--trainer.max_steps=100000", "--trainer.enable_progress_bar=false"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.rglob("metrics.csv")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert load_checkpoint(next(tmp_path.rglob("last.ckpt")))["global_step"] > 0
