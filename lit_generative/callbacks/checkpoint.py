@@ -51,10 +51,9 @@ class Checkpoint(ModelCheckpoint):
         if trainer.fit_loop._should_accumulate():  # half of an update could not be resumed
             return
         signalled = self._any_process_was_signalled(trainer)
-        due = signalled or trainer.should_stop or self._is_last_batch(trainer)
-        if (
-            due or trainer.global_step % self.every_n_steps == 0
-        ) and trainer.global_step != self._last_global_step_saved:
+        stops = signalled or trainer.should_stop or self._is_last_batch(trainer)
+        due = stops or trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._last_global_step_saved:
             self._save(trainer)
         if signalled:
             number = self._signal or signal.SIGTERM
