@@ -94,7 +94,7 @@ class GAN(GenerativeModule):
         for k, (x, y) in enumerate(parts, start=1):
             # The last samples serve both updates; the earlier ones are the discriminator's alone.
             with contextlib.nullcontext() if k == len(parts) else torch.no_grad():
-                x_hat = self.generator(self._latent(len(x)), y)
+                x_hat = self.generator(self._latent(x), y)
             real_logits, fake_logits = self._verdicts(x, x_hat.detach(), y)
             losses["discriminator_loss"] = self.loss.discriminator_loss(real_logits, fake_logits)
             discriminator_optimizer.zero_grad()
@@ -122,7 +122,7 @@ class GAN(GenerativeModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         x, y = batch["image"], self._labels(batch)
-        x_hat = self.generator(self._latent(len(x)), y)
+        x_hat = self.generator(self._latent(x), y)
         real_logits, fake_logits = self._verdicts(x, x_hat, y)
         self.log_evaluation(
             stage,
@@ -157,8 +157,8 @@ class GAN(GenerativeModule):
         """Dimension of ``z``, which the generator states."""
         return int(self.generator.latent_dim)  # type: ignore[arg-type]
 
-    def _latent(self, num: int) -> Tensor:
-        return torch.randn(num, self.latent_dim, device=self.device)
+    def _latent(self, x: Tensor) -> Tensor:
+        return torch.randn(len(x), self.latent_dim, device=x.device, dtype=x.dtype)
 
     def _verdicts(self, x: Tensor, x_hat: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.discriminator(x, y).float(), self.discriminator(x_hat, y).float()

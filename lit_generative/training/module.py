@@ -153,7 +153,7 @@ class GenerativeModule(L.LightningModule, ABC):
                 "Use 32-true, bf16-mixed or 16-mixed."
             )
         if not torch.cuda.is_available():
-            # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step: 0.2 ms each.
+            # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step.
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
         strategy = self.trainer.strategy
         if stage == "fit" and not self.automatic_optimization and isinstance(strategy, DDPStrategy):

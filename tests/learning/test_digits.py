@@ -1,6 +1,7 @@
 """Each family learns scikit-learn's digits, with the config we ship, in well under a minute.
 
-The bounds are loose: three seeds each were far beyond them when they were set. What they catch is a method that trains
+The bounds are loose: seeds 0 to 2 gave a distance ratio of 1.45 to 1.48 (GAN), a test ELBO of -23.8 to -24.2 nats (VAE,
+after 1000 updates) and an agreement of 0.84 (DDPM, seeds 1 and 2, after 400). What they catch is a method that trains
 without an error and learns nothing.
 """
 

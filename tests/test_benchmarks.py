@@ -1,0 +1,41 @@
+"""The benchmarks run, and compare like with like."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from benchmarks import overhead
+from lit_generative.tensor_ops import derive_seed, from_uint8
+from tests.tiny import trainer, weights
+
+DIGITS = {setting.family: setting for setting in overhead.SETTINGS if setting.width is None}
+
+
+def test_overhead_prints_a_row_for_each_family(capsys):
+    overhead.main(["--size", "digits", "--steps", "2", "--warmup", "1", "--rounds", "1"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "32-true |" in line]
+    assert [row[0].strip() for row in rows] == ["dcgan_digits", "vae_digits", "ddpm_digits"]
+    assert all(float(row[k]) > 0 for row in rows for k in (3, 4, 6, 7))
+
+
+@pytest.mark.parametrize("family", sorted(DIGITS))
+def test_the_bare_loop_trains_the_same_weights(tmp_path, family):
+    (ours, data), (bare, _) = built(family), built(family)
+    step = overhead.bare_step(family, bare, "32-true")
+    for index, batch in zip(range(3), data.train_dataloader(), strict=False):
+        torch.manual_seed(derive_seed("train", 0, index, 0))  # as the modules seed themselves
+        step(from_uint8(batch["image"]), batch["label"])
+    trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(ours, data)
+    torch.testing.assert_close(weights(ours), weights(bare))
+
+
+def built(family):
+    """The digits' module without what the bare loop leaves out; plain SGD does not magnify rounding as Adam does."""
+    module, data = DIGITS[family].build()
+    for role in ("", "generator_", "discriminator_"):
+        setattr(module, f"{role}optimizer", functools.partial(torch.optim.SGD, lr=0.01))
+        setattr(module, f"{role}scheduler", None)
+    return module, data
