@@ -83,6 +83,7 @@ def test_samples_come_from_the_averaged_weights(tmp_path):
 
 
 def test_more_samples_than_indices_are_refused(tmp_path):
-    writer, trainer = SampleWriter(), tiny.trainer(tmp_path)
+    writer, trainer = SampleWriter(str(tmp_path)), tiny.trainer(tmp_path)
+    writer.setup(trainer, tiny.gan(), "predict")
     with pytest.raises(ValueError, match="zip"):
         writer.write_on_batch_end(trainer, tiny.gan(), torch.zeros(3, 2), None, torch.arange(2), 0, 0)
