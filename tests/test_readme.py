@@ -83,6 +83,7 @@ def test_the_yaml_for_wandb_trains_offline(clone, monkeypatch):
     files = ["--config", "configs/vae/vae_digits.yaml", "--config", "wandb.yaml"]
     assert main(shortened(["fit", *files])) == 0
     assert list(clone.rglob("offline-run-*"))
+    assert (clone / "runs/my_run/version_0/checkpoints/last.ckpt").exists()
 
 
 def test_paths_and_configs_that_are_named_exist():

@@ -41,7 +41,9 @@ def choose_run(trainer: Any, command: str, resumed: Path | None) -> None:
 def _loggers(trainer: Any) -> Iterator[Any]:
     configured = trainer.get("logger")
     for logger in configured if isinstance(configured, list) else [configured]:
-        if hasattr(logger, "class_path") and "save_dir" in logger.get("init_args", {}):
+        arguments = logger.get("init_args", {}) if hasattr(logger, "class_path") else {}
+        # What W&B calls version is the run's id, which must differ between all runs of a project.
+        if "save_dir" in arguments and "id" not in arguments:
             yield logger
 
 

@@ -64,6 +64,12 @@ def test_a_resumed_run_goes_on_in_its_folder_and_evaluation_in_one_inside(tmp_pa
 
 
 def test_loggers_without_a_folder_are_left_alone():
-    trainer = Namespace(logger=[Namespace(class_path="x.Wandb", init_args=Namespace(project="p")), True])
+    trainer = Namespace(logger=[Namespace(class_path="x.Other", init_args=Namespace(project="p")), True])
     choose_run(trainer, "fit", None)
     assert trainer.logger[0].init_args == Namespace(project="p")
+
+
+def test_the_id_of_a_run_on_weights_and_biases_is_left_to_it(tmp_path):
+    trainer = config(logger(tmp_path), logger(tmp_path, id=None))
+    choose_run(trainer, "fit", None)
+    assert versions(trainer) == ["version_0", None]
