@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_generative.tensor_ops import Generators
 
@@ -74,15 +74,3 @@ class DescribesData(Protocol):
     def num_classes(self) -> int | None:
         """How many classes the labels name; None if there are none."""
         ...
-
-
-class DescribesInput(Protocol):
-    """A network that says what it takes; either attribute may be missing."""
-
-    sample_shape: tuple[int, ...]
-    num_classes: int | None
-
-
-def described_networks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Direct children of ``module`` that state a ``sample_shape``."""
-    return ((name, child) for name, child in module.named_children() if hasattr(child, "sample_shape"))

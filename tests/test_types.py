@@ -4,7 +4,6 @@ from lit_generative.types import (
     SupportsReconstruction,
     SupportsSampling,
     SupportsTrajectory,
-    described_networks,
 )
 from tests.families import FAMILIES, build, digits
 
@@ -24,7 +23,3 @@ def test_the_vae_alone_reconstructs_and_the_ddpm_alone_has_a_trajectory():
 
 def test_data_modules_describe_what_they_yield():
     assert isinstance(digits(), DescribesData)
-
-
-def test_networks_that_state_a_shape_are_found():
-    assert [name for name, _ in described_networks(build("gan"))] == ["generator", "discriminator"]
