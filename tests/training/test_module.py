@@ -23,7 +23,6 @@ from lit_generative.types import (
     SupportsReconstruction,
     SupportsSampling,
     SupportsTrajectory,
-    described_networks,
 )
 from lit_generative.vae.module import VAE
 from tests import tiny
@@ -539,11 +538,6 @@ def test_modules_and_data_speak_the_protocols_that_callbacks_know():
     assert isinstance(tiny.point_ddpm(), SupportsTrajectory)
     assert isinstance(tiny.ring(), DescribesData)
     assert not isinstance(L.LightningDataModule(), DescribesData)
-
-
-def test_described_networks_are_the_children_that_state_a_shape():
-    assert [name for name, _ in described_networks(tiny.gan())] == ["generator", "discriminator"]
-    assert [name for name, _ in described_networks(tiny.point_ddpm())] == ["network"]
 
 
 def test_options_of_the_optimizers_are_kept_in_the_checkpoint_as_plain_data(tmp_path):
