@@ -20,29 +20,38 @@ from lit_generative.types import SupportsSampling
 
 
 class SampleGrid(L.Callback):
-    """Draws one grid of samples every n updates, to ``samples/`` in the run's folder and to the loggers there are.
+    """Draws a grid of samples every n updates or epochs, to ``samples/`` in the run's folder and to the loggers there are.
 
     Noise and labels are the same each time, so that the pictures show the same samples getting better. Training's own
     random numbers are untouched; samples come from the averaged weights where there are any.
 
     Args:
-        every_n_steps: Updates between two grids.
+        every_n_steps: Updates between two grids; None counts none.
+        every_n_epochs: Epochs between two grids; None counts none. Set ``every_n_steps`` to None for epochs alone.
         num_samples: How many samples.
         columns: Samples in a row; for a model with classes, a column for each class reads best.
         seed: Seed of noise.
 
     Raises:
-        ValueError: If ``every_n_steps`` or ``num_samples`` is below 1.
+        ValueError: If a number is below 1, or neither steps nor epochs are counted.
     """
 
     def __init__(
-        self, every_n_steps: int = 500, num_samples: int = 64, columns: int | None = None, seed: int = 0
+        self,
+        every_n_steps: int | None = 500,
+        every_n_epochs: int | None = None,
+        num_samples: int = 64,
+        columns: int | None = None,
+        seed: int = 0,
     ) -> None:
-        if every_n_steps < 1 or num_samples < 1:
-            raise ValueError(
-                f"SampleGrid: every_n_steps and num_samples must be at least 1, got {every_n_steps} and {num_samples}."
-            )
+        if every_n_steps is None and every_n_epochs is None:
+            raise ValueError("SampleGrid: needs every_n_steps or every_n_epochs, got neither. Set one of them.")
+        counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "num_samples": num_samples}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"SampleGrid: {name} must be at least 1, got {count}.")
         self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.columns = columns
         self.seed = seed
@@ -60,16 +69,22 @@ class SampleGrid(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._last_step:
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._draw(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step != self._last_step and trainer.global_step > 0:
-            self._draw(trainer, pl_module)
+        self._draw(trainer, pl_module)
 
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == self._last_step:  # drawn already, or nothing trained yet
+            return
         self._last_step = trainer.global_step
         sampler = cast(SupportsSampling, pl_module)  # setup() made sure of it
         labels = None

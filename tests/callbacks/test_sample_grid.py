@@ -230,12 +230,25 @@ def test_an_offline_wandb_run_holds_the_grid(tmp_path, monkeypatch):
     np.testing.assert_array_equal(_pixels(pictures[0]), _pixels(tmp_path / "samples" / "step_0000003.png"))
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(None, [10, 20, 25]), (15, [10, 15, 20, 25])])
+def test_grids_are_drawn_every_n_epochs_and_at_the_end(tmp_path, steps, expected):
+    callbacks = [SampleGrid(steps, every_n_epochs=2, num_samples=2)]
+    tiny.train(tmp_path, tiny.vae(), tiny.digits(batch_size=256), max_steps=25, callbacks=callbacks)  # five an epoch
+    names = [f"step_{step:07d}.png" for step in expected]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == names
+
+
+def test_counting_neither_steps_nor_epochs_is_refused():
+    with pytest.raises(ValueError, match="needs every_n_steps or every_n_epochs, got neither"):
+        SampleGrid(every_n_steps=None)
+
+
 # refusals
 
 
-@pytest.mark.parametrize("arguments", [{"every_n_steps": 0}, {"num_samples": 0}, {"every_n_steps": -1}])
+@pytest.mark.parametrize("arguments", [{"every_n_steps": 0}, {"num_samples": 0}, {"every_n_epochs": -1}])
 def test_less_than_one_step_or_sample_is_refused(arguments):
-    with pytest.raises(ValueError, match="SampleGrid: every_n_steps and num_samples must be at least 1, got"):
+    with pytest.raises(ValueError, match=f"SampleGrid: {next(iter(arguments))} must be at least 1, got"):
         SampleGrid(**arguments)
 
 
