@@ -20,7 +20,7 @@ from lit_generative.types import SupportsSampling
 
 
 class SampleGrid(L.Callback):
-    """Draws a grid of samples every n updates or epochs, to ``samples/`` in the run's folder and to the loggers there are.
+    """Draws a grid of samples every n updates or epochs, to ``samples/`` in the run's folder and to the loggers.
 
     Noise and labels are the same each time, so that the pictures show the same samples getting better. Training's own
     random numbers are untouched; samples come from the averaged weights where there are any.
