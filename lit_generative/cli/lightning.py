@@ -47,10 +47,11 @@ class LitGenCLI(LightningCLI):
             if resumed is None and command != "fit":
                 raise ValueError("--ckpt_path last: there is no last.ckpt of this config's runs. Train it first.")
             config.ckpt_path = None if resumed is None else str(resumed)
-        self._checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path else None
+        checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path else {}
+        self._resumed_step = checkpoint.get("global_step")  # all that a run needs to keep of it
         choose_run(config.trainer, command, resumed)
-        if command != "fit" and self._checkpoint is not None:
-            hparams = self._checkpoint.get("hyper_parameters", {})
+        if command != "fit":
+            hparams = checkpoint.get("hyper_parameters", {})
             if "_class_path" not in hparams:
                 raise ValueError(f"{config.ckpt_path} does not say which class it holds. It is not of lit_generative.")
             # What the user's own config names is trusted already.
@@ -81,10 +82,10 @@ class LitGenCLI(LightningCLI):
         if not _has(plugins, CheckpointIO):
             plugins.append(SafeCheckpointIO())
         trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
-        if self.subcommand == "fit" and self._checkpoint is not None:
+        if self.subcommand == "fit" and self._resumed_step is not None:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):
-                    logger.continue_from(self._checkpoint["global_step"])
+                    logger.continue_from(self._resumed_step)
         return trainer
 
     @override
