@@ -24,9 +24,18 @@ from typing_extensions import override
 from lit_generative.recipe import class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
 from lit_generative.training.checks import check_class, check_data, check_weights
-from lit_generative.training.resume import Configured, Options, apply_changed_options, optimization_options
+from lit_generative.training.lr_schedules import PLATEAUS, show_score
+from lit_generative.training.resume import (
+    Configured,
+    Options,
+    apply_changed_options,
+    optimization_options,
+    resume_validation,
+    validation_state,
+)
 
 OPTIONS_KEY = "optimization_options"
+VALIDATION_KEY = "validation"
 
 
 class GenerativeModule(L.LightningModule, ABC):
@@ -41,6 +50,7 @@ class GenerativeModule(L.LightningModule, ABC):
     num_classes: int | None = None
     _options: Options | None = None
     _saved_options: Options | None = None
+    _saved_validation: dict[str, Any] | None = None
 
     # ---- hyperparameters
 
@@ -86,8 +96,9 @@ class GenerativeModule(L.LightningModule, ABC):
         if scheduler is not None:
             schedule = scheduler(entry["optimizer"])
             entry["lr_scheduler"] = {"scheduler": schedule, "interval": "step", "name": f"lr-{name}"}
-            if isinstance(schedule, ReduceLROnPlateau):
-                entry["lr_scheduler"] |= {"interval": "epoch", "monitor": _monitor(schedule)}
+            if self.automatic_optimization:
+                # Lightning would step a plateau at each epoch's end, with a score that may be old or not there yet.
+                entry["lr_scheduler"]["reduce_on_plateau"] = False
         return entry
 
     def step_uncounted(self, optimizer: LightningOptimizer) -> None:
@@ -97,17 +108,22 @@ class GenerativeModule(L.LightningModule, ABC):
     def step_schedulers(self) -> None:
         """Step every schedule that counts updates; manual optimization calls it once a counted update."""
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval == "step":
-                config.scheduler.step()  # type: ignore[call-arg]
+            self.lr_scheduler_step(config.scheduler, None)
+
+    @override
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        # Automatic optimization calls this once an update. torch's plateau counts validations alone.
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
 
     @override
     def on_validation_epoch_end(self) -> None:
-        # Lightning steps these under automatic optimization only.
-        if self.automatic_optimization or self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+        """Show each plateau schedule its score; what callbacks log in this hook is there already."""
+        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(_monitored(self.trainer.callback_metrics, _monitor(config.scheduler)))
+            if isinstance(config.scheduler, PLATEAUS):
+                show_score(config.scheduler, self.trainer.callback_metrics)
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -170,15 +186,20 @@ class GenerativeModule(L.LightningModule, ABC):
         if self._saved_options is not None:
             apply_changed_options(self.trainer, self._saved_options, configured)
         self._options, self._saved_options = optimization_options(configured), None
+        saved, self._saved_validation = self._saved_validation, None
+        if saved is not None:
+            resume_validation(self.trainer, saved)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[OPTIONS_KEY] = self._options
+        checkpoint[VALIDATION_KEY] = None if self._trainer is None else validation_state(self.trainer)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None:  # resuming; a module that is only loaded shall train with what it was given
             self._saved_options = checkpoint.get(OPTIONS_KEY)
+            self._saved_validation = checkpoint.get(VALIDATION_KEY)
         saved = checkpoint.get("hyper_parameters", {})
         check_class(self, saved.get("_class_path"))
         check_weights(self, checkpoint["state_dict"], saved)
@@ -206,6 +227,10 @@ class GenerativeModule(L.LightningModule, ABC):
     @abstractmethod
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
         """Draw ``num`` samples; see :class:`lit_generative.types.SupportsSampling`."""
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """What :meth:`sample` depends on beside the weights, as plain data; nothing, unless a family has a choice."""
+        return {}
 
     @override
     def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -246,13 +271,3 @@ class GenerativeModule(L.LightningModule, ABC):
 def global_seed() -> int:
     """The run's seed, as ``seed_everything`` left it for every process; 0 if it was never called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _monitor(schedule: ReduceLROnPlateau) -> str:
-    return getattr(schedule, "monitor", "val/loss")
-
-
-def _monitored(metrics: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in metrics:
-        raise ValueError(f"ReduceLROnPlateau monitors {key!r}, which was not logged. Logged: {sorted(metrics)}.")
-    return metrics[key]

@@ -1,7 +1,7 @@
 """Optimizer and schedule settings on resume: what the config changed since the checkpoint wins.
 
 Torch's optimizers restore their learning rate and betas from the checkpoint, so a changed config would be ignored
-without a word.
+without a word. And a validation that a checkpoint was written just before must still be run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_generative.recipe import constructor_arguments, describe
+from lit_generative.training.lr_schedules import PLATEAUS, monitored
 
 Options = list[dict[str, Any]]
 Configured = Sequence[dict[str, Any]] | dict[str, Any]
@@ -62,6 +64,64 @@ def apply_changed_options(trainer: L.Trainer, saved: Options, configured: Config
         for key in [k for k in now if was.get(k) != now[k]]:
             _announce(f"schedule.{key}", was.get(key), now[key])
             setattr(schedule, key, getattr(_schedule(entry), key))
+        if isinstance(schedule, ReduceLROnPlateau) and any(was.get(k) != now.get(k) for k in ("monitor", "mode")):
+            _forget_best(schedule)
+
+
+def validation_state(trainer: L.Trainer) -> dict[str, Any]:
+    """What a checkpoint must hold for plateau schedules to see every score, as plain data.
+
+    Args:
+        trainer: Just writing the checkpoint.
+
+    Returns:
+        ``is_due``: whether a validation follows the batch that just ended; ``scores``: the last of those watched.
+    """
+    keys = [monitored(schedule) for schedule in _plateaus(trainer)]
+    scores = {key: float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics}
+    return {"is_due": _validation_is_due(trainer), "scores": scores}
+
+
+def resume_validation(trainer: L.Trainer, saved: dict[str, Any]) -> None:
+    """Run the validation that followed the checkpoint, before training goes on, if a plateau schedule watches.
+
+    Lightning skips it, so the schedule would miss a score.
+
+    Args:
+        trainer: About to go on.
+        saved: From :func:`validation_state`.
+    """
+    if not _plateaus(trainer):
+        return
+    trainer.callback_metrics.update({key: torch.tensor(score) for key, score in saved["scores"].items()})
+    if saved["is_due"]:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+
+
+def _plateaus(trainer: L.Trainer) -> list[Any]:
+    return [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, PLATEAUS)]
+
+
+def _validation_is_due(trainer: L.Trainer) -> bool:
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    progress: Any = loop.batch_progress.current
+    if fetcher is None or progress.completed == progress.processed:  # not in training, or after the validation
+        return False
+    stops, trainer.should_stop = trainer.should_stop, False  # the validation before an early end is none of the run's
+    try:
+        return loop._should_check_val_fx(fetcher)
+    finally:
+        trainer.should_stop = stops
+
+
+def _forget_best(schedule: ReduceLROnPlateau) -> None:
+    """The best of another score says nothing of this one."""
+    schedule._init_is_better(schedule.mode, schedule.threshold, schedule.threshold_mode)
+    schedule._reset()
 
 
 def _entries(configured: Configured) -> list[dict[str, Any]]:
@@ -92,6 +152,7 @@ def _group_options(group: dict[str, Any]) -> dict[str, Any]:
 
 def _schedule_options(schedule: Any) -> dict[str, Any]:
     names = set(constructor_arguments(type(schedule))) - {"optimizer", "last_epoch"}
+    names |= {"min_lrs"}  # what ReduceLROnPlateau makes of min_lr
     return {
         name: _plain(value) for name, value in vars(schedule).items() if name in names and _plain(value) is not None
     }

@@ -1,8 +1,10 @@
+import csv
 import functools
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from lit_generative.networks.mlp import MLPDiscriminator
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.csv_logger import CSVLogger
-from lit_generative.training.lr_schedules import WarmupLinear
+from lit_generative.training.lr_schedules import WarmupLinear, WarmupPlateau
 from lit_generative.training.module import GenerativeModule, global_seed
 from lit_generative.types import (
     DescribesData,
@@ -344,51 +346,94 @@ def test_frozen_parameters_are_not_given_to_the_optimizer(tmp_path):
     assert group["name"] == "vae"
 
 
-def _plateau(monitor: str):
-    return functools.partial(
-        ReduceLROnPlateau, monitor=monitor, factor=0.1, patience=0, threshold=1e9, threshold_mode="abs"
+class Scores(L.Callback):
+    """Logs a given score at each validation as ``val/fid``, and notes the rate of each update."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.rates: list[float] = []
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        score = 0.0 if trainer.sanity_checking else self.scores.pop(0)
+        pl_module.log("val/fid", score)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if optimizer is trainer.optimizers[0]:
+            self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+VALIDATING = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+MODES = {
+    "manual": (lambda schedule: tiny.gan(generator_scheduler=schedule), tiny.ring),
+    "automatic": (lambda schedule: tiny.vae(scheduler=schedule), tiny.digits),
+}
+modes = pytest.mark.parametrize(("build", "data"), MODES.values(), ids=MODES.keys())
+
+
+def _rates(tmp_path, build, data, schedule, scores, **kwargs) -> list[float]:
+    callback = Scores(*scores)
+    # Epochs of five batches: validations fall in their middle, and their ends see no new score.
+    options = VALIDATING | {"max_steps": 2 * len(scores) + 1, "limit_train_batches": 5, "num_sanity_val_steps": 1}
+    tiny.train(tmp_path, build(schedule), data(), callbacks=[callback], **options | kwargs)
+    return callback.rates
+
+
+@modes
+def test_reduce_on_plateau_counts_validations_in_both_modes(tmp_path, build, data):
+    schedule = functools.partial(ReduceLROnPlateau, monitor="val/fid", factor=0.1, patience=1)
+    rates = _rates(tmp_path, build, data, schedule, [50, 60, 40, 41, 42, 30])
+    assert rates == pytest.approx([1e-3] * 10 + [1e-4] * 3)
+
+
+@modes
+def test_warmup_counts_updates_and_its_plateau_validations_in_both_modes(tmp_path, build, data):
+    schedule = functools.partial(WarmupPlateau, monitor="val/fid", warmup_steps=3, factor=0.5, patience=0)
+    # The first validation falls in the warm-up; of the others the second and the fourth are no better.
+    rates = _rates(tmp_path, build, data, schedule, [1, 50, 60, 40, 40])
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 5e-4, 2.5e-4])
+
+
+@modes
+def test_the_warmup_of_a_plateau_counts_updates_also_with_fewer_than_one_a_batch(tmp_path, build, data):
+    schedule = functools.partial(WarmupPlateau, monitor="val/fid", warmup_steps=3)
+    accumulated = {} if build(schedule).automatic_optimization is False else {"accumulate_grad_batches": 2}
+    rates = _rates(tmp_path, build, data, schedule, [9] * 8, max_steps=4, **accumulated)
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3])
+
+
+@modes
+@pytest.mark.parametrize("cls", [ReduceLROnPlateau, WarmupPlateau])
+def test_a_monitored_score_that_is_not_logged_is_an_error_that_lists_what_is(tmp_path, build, data, cls):
+    module = build(functools.partial(cls, monitor="val/kid"))
+    match = rf"{cls.__name__} monitors 'val/kid', which was not logged. Logged: \[.*'val/\w+loss'.*\]. Set monitor to"
+    with pytest.raises(ValueError, match=match.replace(r"\w+", r"\w*")):
+        tiny.train(tmp_path, module, data(), **VALIDATING)
+
+
+def test_a_plateau_of_torch_without_a_monitor_watches_val_loss(tmp_path):
+    worse = functools.partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1e9, threshold_mode="abs"
     )
+    fitted = tiny.train(tmp_path, tiny.vae(scheduler=worse), tiny.digits(), max_steps=4, **VALIDATING)
+    assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
 
 
-VALIDATING = {"limit_val_batches": 1, "val_check_interval": 1, "limit_train_batches": 4}
-
-
-@pytest.mark.parametrize(
-    ("module", "data"),
-    [
-        (lambda: tiny.gan(generator_scheduler=_plateau("val/generator_loss")), tiny.ring),
-        (lambda: tiny.vae(scheduler=_plateau("val/loss")), tiny.digits),
-    ],
-    ids=["manual", "automatic"],
-)
-def test_reduce_on_plateau_steps_at_validation(tmp_path, module, data):
-    # Nothing ever beats the best by 1e9: the first validation sets the best, each later one lowers the rate.
-    manual = not module().automatic_optimization
-    options = VALIDATING | ({} if manual else {"val_check_interval": 1.0, "limit_train_batches": 1})
-    fitted = tiny.train(tmp_path, module(), data(), max_steps=3, num_sanity_val_steps=1, **options)
-    assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
-
-
-def test_reduce_on_plateau_leaves_the_rate_alone_while_the_metric_improves(tmp_path):
-    better = functools.partial(_plateau("val/generator_loss"), threshold=-1e9)
-    module = tiny.gan(generator_scheduler=better)
-    fitted = tiny.train(tmp_path, module, tiny.ring(), max_steps=3, **VALIDATING)
-    assert fitted.optimizers[0].param_groups[0]["lr"] == 1e-3
-
-
-def test_reduce_on_plateau_of_a_metric_that_is_not_logged_is_an_error(tmp_path):
-    module = tiny.gan(generator_scheduler=_plateau("val/fid"))
-    with pytest.raises(ValueError, match=r"monitors 'val/fid', which was not logged. Logged: \[.*'val/generator_loss'"):
-        tiny.train(tmp_path, module, tiny.ring(), **VALIDATING)
-
-
-def test_a_plateau_of_torch_without_a_monitor_watches_val_loss():
-    entry = tiny.vae(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau).configure_optimizers()
-    assert (entry["lr_scheduler"]["monitor"], entry["lr_scheduler"]["interval"]) == ("val/loss", "epoch")
+@modes
+def test_the_learning_rate_monitor_logs_the_rate_of_each_update_at_its_step(tmp_path, build, data):
+    schedule = functools.partial(WarmupPlateau, monitor="val/fid", warmup_steps=3, factor=0.5, patience=0)
+    logger = CSVLogger(str(tmp_path), name="", version="run")
+    scores, monitor = Scores(1, 50, 60), LearningRateMonitor()
+    options = VALIDATING | {"max_steps": 7, "limit_train_batches": 5, "logger": logger, "callbacks": [scores, monitor]}
+    tiny.train(tmp_path, build(schedule), data(), **options)
+    name = "generator" if data is tiny.ring else "vae"
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    logged = {int(row["step"]): float(row[f"lr-{name}/{name}"]) for row in rows if row[f"lr-{name}/{name}"]}
+    assert logged == pytest.approx(dict(enumerate(scores.rates)))
 
 
 def test_validating_after_training_steps_no_schedule(tmp_path):
-    module = tiny.gan(generator_scheduler=_plateau("val/generator_loss"))
+    worse = functools.partial(ReduceLROnPlateau, monitor="val/generator_loss", patience=0, threshold=1e9)
+    module = tiny.gan(generator_scheduler=worse)
     fitted = tiny.train(tmp_path, module, tiny.ring(), limit_val_batches=1, limit_train_batches=4)
     for _ in range(3):
         fitted.validate(module, tiny.ring(), verbose=False)

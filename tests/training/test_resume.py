@@ -1,16 +1,19 @@
 """What a config changes wins on resume. That an unchanged resume is exact is tested in tests/test_resume.py."""
 
 import functools
+import math
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.training.checkpoint_io import load_checkpoint
-from lit_generative.training.lr_schedules import WarmupConstant, WarmupCosine, WarmupLinear
-from lit_generative.training.resume import optimization_options
+from lit_generative.training.lr_schedules import WarmupConstant, WarmupCosine, WarmupLinear, WarmupPlateau
+from lit_generative.training.resume import apply_changed_options, optimization_options
 from tests import tiny
 
 
@@ -152,6 +155,146 @@ def test_a_changed_patience_and_factor_of_reduce_on_plateau_win(tmp_path):
     fitted, _ = _resumed(tmp_path, before, after, **validating)
     schedule = fitted.lr_scheduler_configs[0].scheduler
     assert (schedule.patience, schedule.factor) == (2, 0.1)
+
+
+def test_a_changed_min_lr_of_reduce_on_plateau_wins(tmp_path):
+    plateau = functools.partial(ReduceLROnPlateau, monitor="val/loss")
+    before = tiny.vae(scheduler=functools.partial(plateau, min_lr=0.1))
+    after = tiny.vae(scheduler=functools.partial(plateau, min_lr=1e-5))
+    fitted, _ = _resumed(tmp_path, before, after)
+    assert fitted.lr_scheduler_configs[0].scheduler.min_lrs == [1e-5]
+
+
+@pytest.mark.parametrize(
+    ("change", "best"), [({"monitor": "val/kl"}, math.inf), ({"mode": "max"}, -math.inf), ({"patience": 3}, 7.0)]
+)
+def test_reduce_on_plateau_forgets_the_best_of_another_score(change, best):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    options = {"monitor": "val/loss"}
+    before, after = (
+        {"optimizer": optimizer, "lr_scheduler": {"scheduler": ReduceLROnPlateau(optimizer, **options | new)}}
+        for new in ({}, change)
+    )
+    schedule = before["lr_scheduler"]["scheduler"]
+    schedule.step(7.0)
+    trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.strategy.optimizers = [optimizer]
+    trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(schedule)]
+    apply_changed_options(trainer, optimization_options(before), after)
+    assert schedule.best == best
+
+
+WORSE = {"factor": 0.5, "patience": 0, "threshold": 1e9}
+SCHEDULES = {
+    "warm-up": functools.partial(WarmupPlateau, warmup_steps=1, **WORSE),
+    "torch": functools.partial(ReduceLROnPlateau, threshold_mode="abs", **WORSE),
+}
+MODES = {
+    "manual": (lambda plateau, seed: tiny.gan(seed=seed, generator_scheduler=plateau("val/generator_loss")), tiny.ring),
+    "automatic": (lambda plateau, seed: tiny.vae(seed=seed, scheduler=plateau("val/loss")), tiny.digits),
+}
+VALIDATING = {"limit_val_batches": 1, "val_check_interval": 2, "limit_train_batches": 6}
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6], ids=["between validations", "at a validation", "at an epoch's last one"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize(("build", "data"), MODES.values(), ids=MODES)
+def test_a_plateau_resumes_bit_for_bit_also_from_just_before_a_validation(tmp_path, build, data, schedule, stop):
+    def plateau(monitor):
+        return functools.partial(schedule, monitor=monitor)
+
+    whole, uninterrupted = build(plateau, 0), Rates()
+    tiny.train(tmp_path, whole, data(), max_steps=9, callbacks=[uninterrupted], **VALIDATING)
+    after = build(plateau, 1)
+    _, rates = _resumed(tmp_path, build(plateau, 0), after, steps=(stop, 9), data=data, **VALIDATING)
+    assert rates == uninterrupted.seen[stop:]
+    assert rates[-1] == 1e-3 / 2**3  # of four validations the first sets the best, or falls in no warm-up
+    tiny.assert_same(tiny.weights(after), tiny.weights(whole))
+
+
+class Validations(L.Callback):
+    """The step that each validation is logged at, and its score."""
+
+    def __init__(self) -> None:
+        self.scores: dict[int, float] = {}
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.scores[step] = float(trainer.callback_metrics["val/loss"])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        assert trainer.training
+
+
+def _validations(tmp_path, save, scheduler, **kwargs) -> dict[int, float]:
+    """Of a run that goes on from its fourth update to the seventh."""
+    options = VALIDATING | {"limit_val_batches": 3} | kwargs
+    data = {"eval_batch_size": 7}
+    tiny.train(tmp_path, tiny.vae(scheduler=scheduler), tiny.digits(**data), max_steps=4, callbacks=[save], **options)
+    seen, after = Validations(), tiny.vae(scheduler=scheduler, seed=1)
+    options |= {"callbacks": [seen], "ckpt_path": next(tmp_path.glob("*.ckpt")), "max_steps": 7}
+    tiny.train(tmp_path, after, tiny.digits(**data), **options)
+    return seen.scores
+
+
+def test_the_validation_a_checkpoint_was_written_before_is_run_whole_and_at_its_own_step(tmp_path):
+    plateau = functools.partial(WarmupPlateau, monitor="val/loss")
+    uninterrupted = Validations()
+    options = VALIDATING | {"limit_val_batches": 3, "max_steps": 7, "callbacks": [uninterrupted]}
+    tiny.train(tmp_path, tiny.vae(scheduler=plateau), tiny.digits(eval_batch_size=7), **options)
+    resumed = _validations(tmp_path, Checkpoint(100, dirpath=str(tmp_path)), plateau)
+    assert resumed == {step: uninterrupted.scores[step] for step in (3, 5)}
+
+
+def test_a_score_computed_between_validations_is_there_at_the_validation_that_is_due(tmp_path):
+    class Score(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if trainer.global_step == 4:
+                trainer.callback_metrics["val/fid"] = torch.tensor(0.1)
+
+    plateau = functools.partial(WarmupPlateau, monitor="val/fid")
+    options = VALIDATING | {"val_check_interval": 4, "limit_train_batches": 8}
+    tiny.train(
+        tmp_path,
+        tiny.vae(scheduler=plateau),
+        tiny.digits(),
+        max_steps=4,
+        callbacks=[Score(), Checkpoint(dirpath=str(tmp_path))],
+        **options,
+    )
+    after = tiny.vae(scheduler=plateau)
+    fitted = tiny.train(tmp_path, after, tiny.digits(), max_steps=5, ckpt_path=tmp_path / "last.ckpt", **options)
+    best = fitted.lr_scheduler_configs[0].scheduler.state_dict()["plateau"]["best"]
+    assert best == float(torch.tensor(0.1))
+
+
+def test_a_validation_is_not_repeated_if_no_schedule_needs_it(tmp_path):
+    assert list(_validations(tmp_path, Checkpoint(100, dirpath=str(tmp_path)), None)) == [5]
+
+
+def test_a_validation_is_not_repeated_if_the_checkpoint_was_written_after_it(tmp_path):
+    plateau = functools.partial(WarmupPlateau, monitor="val/loss")
+    best = ModelCheckpoint(str(tmp_path), filename="best", monitor="val/loss", mode="max", every_n_epochs=1)
+    steps = _validations(tmp_path, best, plateau, val_check_interval=4, limit_train_batches=8)
+    assert steps == {}
+
+
+def test_the_validation_of_a_run_that_stops_early_is_not_repeated(tmp_path):
+    class Stops(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    plateau = functools.partial(WarmupPlateau, monitor="val/loss")
+    callbacks = [Stops(), Checkpoint(100, dirpath=str(tmp_path))]
+    tiny.train(tmp_path, tiny.vae(scheduler=plateau), tiny.digits(), max_steps=9, callbacks=callbacks, **VALIDATING)
+    assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+    assert load_checkpoint(tmp_path / "last.ckpt")["validation"]["is_due"] is False
+
+
+def test_a_checkpoint_written_after_training_has_no_validation_due(tmp_path):
+    fitted = tiny.train(tmp_path, tiny.vae(), tiny.digits(), max_steps=4, **VALIDATING)
+    fitted.save_checkpoint(tmp_path / "after.ckpt")
+    assert load_checkpoint(tmp_path / "after.ckpt")["validation"]["is_due"] is False
 
 
 def test_without_the_schedule_of_the_checkpoint_the_configured_rate_is_used(tmp_path):
