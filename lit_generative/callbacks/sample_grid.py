@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
 from lit_generative.callbacks.ema import averaged_weights
-from lit_generative.pictures import grid, pil, save_png
+from lit_generative.callbacks.media import log_image
+from lit_generative.pictures import grid, save_png
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.types import SupportsSampling
 
@@ -95,15 +95,9 @@ class SampleGrid(L.Callback):
         self._show(trainer, grid(samples, self.columns))
 
     def _show(self, trainer: L.Trainer, picture: Tensor) -> None:
-        step = trainer.global_step
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_png(picture, self._folder / f"step_{step:07d}.png")
-        for logger in trainer.loggers:
-            # Scalars of update n have step n - 1; the picture belongs beside them.
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", picture, step - 1, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image("samples", [pil(picture)], step=step - 1)
+            save_png(picture, self._folder / f"step_{trainer.global_step:07d}.png")
+        log_image(trainer, "samples", picture, trainer.global_step)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from lit_generative.callbacks.checkpoint import Checkpoint
@@ -26,6 +28,8 @@ from lit_generative.cli.run_folder import choose_run, last_checkpoint
 from lit_generative.loading import check_trust
 from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
 from lit_generative.training.csv_logger import CSVLogger
+
+WANDB_KEY = "wandb_run_id"
 
 
 class LitGenCLI(LightningCLI):
@@ -50,6 +54,8 @@ class LitGenCLI(LightningCLI):
         checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path else {}
         self._resumed_step = checkpoint.get("global_step")  # all that a run needs to keep of it
         choose_run(config.trainer, command, resumed)
+        if command == "fit" and resumed is not None:
+            _continue_wandb(config.trainer, checkpoint.get(WANDB_KEY))
         if command != "fit":
             hparams = checkpoint.get("hyper_parameters", {})
             if "_class_path" not in hparams:
@@ -97,7 +103,7 @@ class LitGenCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the whole config beside the run and in each checkpoint, as ``checkpoint["config"]`` (YAML text)."""
+    """Keeps the whole config beside the run, in each checkpoint as ``checkpoint["config"]`` (YAML text), and in W&B."""
 
     @cached_property
     def _text(self) -> str:
@@ -106,6 +112,12 @@ class SaveConfig(SaveConfigCallback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self._text
+        checkpoint[WANDB_KEY] = next((logger.version for logger in _wandb_loggers(trainer)), None)
+
+    @override
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for logger in _wandb_loggers(trainer):
+            logger.log_hyperparams({"cli": yaml.safe_load(self._text)})  # beside the module's own, which are flat
 
 
 def main(args: Sequence[str]) -> int:
@@ -143,6 +155,23 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _continue_wandb(trainer: Any, run_id: str | None) -> None:
+    """Let a resumed run go on as the run it was on W&B, unless the config names one.
+
+    Args:
+        trainer: The ``trainer`` part of a parsed config; changed in place.
+        run_id: What the checkpoint says.
+    """
+    for logger in _as_list(trainer.get("logger")):
+        arguments: Any = logger.get("init_args", {}) if hasattr(logger, "class_path") else {}
+        if "id" in arguments and arguments.id is None and arguments.version is None:
+            arguments.id = run_id
 
 
 def _class_paths(config: Any) -> Iterator[str]:

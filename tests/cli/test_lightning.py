@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from lit_generative.__main__ import main
+from lit_generative.cli.lightning import _continue_wandb
 from lit_generative.training.checkpoint_io import load_checkpoint
 
 CONFIG = """
@@ -231,3 +233,41 @@ def test_data_that_does_not_fit_the_network_is_found_before_training(capsys):
     assert litgen("fit", "--data.batch_size", "5000") == 1
     assert "batch_size" in capsys.readouterr().err
     assert not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_a_plateau_with_a_warmup_is_built_from_options_and_steps_at_validation():
+    options = {"monitor": "val/loss", "warmup_steps": 1, "patience": 0, "factor": 0.5, "threshold": 1e9, "min_lr": 1e-6}
+    scheduler = {"class_path": "lit_generative.training.lr_schedules.WarmupPlateau", "init_args": options}
+    Path("over.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"scheduler": scheduler}}}))
+    over = ("--config", "over.yaml", "--model.scheduler.cooldown", "0", "--model.scheduler.mode", "max")
+    assert litgen("fit", *over) == 0
+    checkpoint = load_checkpoint(LAST)  # written before the second validation, which lowers the rate
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3
+    assert litgen("fit", "--ckpt_path", "last", *over, "--trainer.max_steps", "7") == 0
+    assert load_checkpoint(LAST)["optimizer_states"][0]["param_groups"][0]["lr"] == 5e-4
+
+
+WANDB = "lightning.pytorch.loggers.WandbLogger"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"id": None, "version": None}, "abc"),
+        ({"id": "mine", "version": None}, "mine"),
+        ({"id": None, "version": "v"}, None),
+    ],
+)
+def test_a_resumed_run_keeps_its_wandb_id_unless_the_config_names_one(arguments, expected):
+    logger = Namespace(class_path=WANDB, init_args=Namespace(**arguments))
+    other = Namespace(class_path="x.Other", init_args=Namespace(save_dir="runs", version=None))
+    _continue_wandb(Namespace(logger=[other, logger, True]), "abc")
+    assert logger.init_args.id == expected
+    assert "id" not in other.init_args
+
+
+@pytest.mark.parametrize("logger", [None, True, False])
+def test_without_a_wandb_logger_there_is_no_id_to_keep(logger):
+    _continue_wandb(Namespace(logger=logger), "abc")
+    assert litgen("fit", "--trainer.max_steps", "1") == 0
+    assert load_checkpoint(LAST)["wandb_run_id"] is None
