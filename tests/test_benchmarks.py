@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
 
-from benchmarks import overhead
+from benchmarks import frechet_speed, overhead
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from tests.tiny import trainer, weights
 
@@ -19,6 +20,19 @@ def test_overhead_prints_a_row_for_each_family(capsys):
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "32-true |" in line]
     assert [row[0].strip() for row in rows] == ["dcgan_digits", "vae_digits", "ddpm_digits"]
     assert all(float(row[k]) > 0 for row in rows for k in (3, 4, 6, 7))
+
+
+def test_frechet_speed_compares_methods_that_agree(capsys):
+    frechet_speed.main(["--quick", "--rounds", "2", "--sqrtm-rounds", "1"])
+    text = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if re.match(r"\| (scipy|torch|ours)", line)]
+    assert [row[0].strip() for row in rows] == 2 * list(frechet_speed.METHODS)
+    assert [int(row[1]) for row in rows] == 2 * [1, 2, 2, 2]
+    errors = [abs(float(row[5])) for row in rows]
+    assert max(errors) < 1e-6
+    assert max(errors[2:4] + errors[6:8]) < 1e-11
+    assert "48 dimensions, 300 real and 30 generated" in text
+    assert "One evaluation of 200 digits" in text
 
 
 @pytest.mark.parametrize("family", sorted(DIGITS))

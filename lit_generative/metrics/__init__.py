@@ -1,0 +1,1 @@
+"""Scores of generated images: features of a network, and measures on the features."""
