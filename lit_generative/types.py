@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -73,4 +73,29 @@ class DescribesData(Protocol):
     @property
     def num_classes(self) -> int | None:
         """How many classes the labels name; None if there are none."""
+        ...
+
+
+Split = Literal["train", "val", "test"]
+
+
+@runtime_checkable
+class SupportsReference(Protocol):
+    """A data module whose examples generated ones can be scored against."""
+
+    def num_examples(self, split: Split) -> int:
+        """How many there are."""
+        ...
+
+    def examples(self, split: Split, indices: Tensor) -> Tensor:
+        """Those at ``indices``, ``(N,)`` int64: uint8 images ``(N, C, H, W)`` as training sees them, unaugmented."""
+        ...
+
+
+@runtime_checkable
+class DescribesSampling(Protocol):
+    """A module that says how it draws, for the record of a score."""
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Plain data, as in ``{"sampler": ..., "guidance": 2.0}``; empty if there is no choice."""
         ...

@@ -1,10 +1,12 @@
 import os
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ["LITGEN_CACHE"] = tempfile.mkdtemp(prefix="litgen-cache-")  # real features of tests are not the user's
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -46,6 +47,37 @@ def test_two_processes_share_the_samples_of_predict(tmp_path):
         subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     names = sorted(path.name for path in tmp_path.rglob("predictions/*.png"))
     assert names == [f"{index:06d}.png" for index in range(7)]
+
+
+EVALUATION = """
+trainer:
+  callbacks:
+    - class_path: lit_generative.callbacks.ema.EMA
+    - class_path: lit_generative.callbacks.fid_evaluation.FIDEvaluation
+      init_args:
+        extractor: {class_path: lit_generative.metrics.small_nets.DigitsFeatures}
+        num_samples: 101
+        batch_size: 16
+"""
+
+
+def test_one_and_two_processes_give_the_same_scores(tmp_path, monkeypatch):
+    monkeypatch.setenv("LITGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "evaluation.yaml").write_text(EVALUATION)
+    config, more = "vae/vae_digits.yaml", ("--config", "evaluation.yaml")
+    runs = [
+        command("fit", config, *more, "--trainer.max_steps=3", "--trainer.val_check_interval=3"),
+        command("validate", config, *more, "--ckpt_path=last", "--trainer.devices=1"),
+        command("validate", config, *more, "--ckpt_path=last"),
+    ]
+    for run in runs:
+        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    lines = next(tmp_path.rglob("validate/records.jsonl")).read_text().splitlines()
+    one, two = (json.loads(line)["record"] for line in lines)
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
+    assert one["record"]["subject"]["step"] == 3
+    trained = json.loads(next(tmp_path.rglob("version_0/records.jsonl")).read_text())["record"]["metrics"]
+    assert trained == pytest.approx(one["metrics"], rel=1e-6)
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_batch(tmp_path):

@@ -70,8 +70,8 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def decode_image(path: str, image_size: int, channels: int = 3, background: Background = "white") -> Tensor:
-    """Decode one image file and bring it to a square.
+def decode_image(path: str, image_size: int | None, channels: int = 3, background: Background = "white") -> Tensor:
+    """Decode one image file and, if a size is given, bring it to a square.
 
     It is turned as its EXIF orientation says; the first frame of an animation counts; 16 bits are rescaled to 8 and
     not clipped; what is transparent shows ``background``. Then its shorter side is scaled to ``image_size``
@@ -79,12 +79,12 @@ def decode_image(path: str, image_size: int, channels: int = 3, background: Back
 
     Args:
         path: Path of the file.
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels; None leaves the image as it is.
         channels: 3 for RGB, 1 for grey.
         background: What shows through transparent pixels.
 
     Returns:
-        uint8, ``(C, image_size, image_size)``.
+        uint8, ``(C, H, W)``.
 
     Raises:
         ValueError: If the file cannot be read, or holds values whose range is not known.
@@ -93,8 +93,9 @@ def decode_image(path: str, image_size: int, channels: int = 3, background: Back
         with Image.open(path) as image:
             image = _flatten(_to_8_bit(ImageOps.exif_transpose(image)), background)
             image = image.convert("RGB" if channels == 3 else "L")
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-            pixels = np.array(image).reshape(image_size, image_size, channels)
+            if image_size is not None:
+                image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+            pixels = np.array(image).reshape(image.height, image.width, channels)
     except DECODING_ERRORS as error:
         raise ValueError(
             f"decode_image: cannot read {shown(path)} ({type(error).__name__}: {error}). Remove or replace the file."

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lit_generative.data.batches import BatchDataset, ResumableBatches
+from lit_generative.data.batches import BatchDataset, BatchKey, ResumableBatches
 from lit_generative.data.splits import Splits, check_fraction
-from lit_generative.types import Batch
+from lit_generative.types import Batch, Split
 
 
 class ResumableDataModule(L.LightningDataModule, ABC):
@@ -132,6 +132,20 @@ class ResumableDataModule(L.LightningDataModule, ABC):
         """Indices of the samples to draw, ``(N,)`` int64; Lightning shares them out without repeats."""
         indices = cast("Dataset[Tensor]", range(self.num_predict_samples))
         return DataLoader(indices, batch_size=self.eval_batch_size)
+
+    def num_examples(self, split: Split) -> int:
+        """Number of examples of a split."""
+        return len(getattr(self.splits, split))
+
+    def examples(self, split: Split, indices: Tensor) -> Tensor:
+        """Examples as they are stored and never augmented: uint8 ``(N, C, H, W)``, or points ``(N, 2)``.
+
+        Args:
+            split: Which part of the data.
+            indices: Which of its examples, ``(N,)`` int64.
+        """
+        dataset: BatchDataset = getattr(self.splits, split)
+        return dataset[BatchKey(0, 0, 0, indices)]["image"]
 
     @override
     def state_dict(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from lit_generative.diffusion.denoiser import Denoiser
 from lit_generative.diffusion.parameterizations import Parameterization
 from lit_generative.diffusion.samplers import Sampler
 from lit_generative.diffusion.schedules import NoiseSchedule
+from lit_generative.recipe import describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
@@ -58,6 +59,10 @@ class DDPM(GenerativeModule):
     def sampling_modules(self) -> list[str]:
         """The network."""
         return ["network"]
+
+    @override
+    def sampling_settings(self) -> dict[str, Any]:
+        return {"sampler": describe(self.sampler), "clip_samples": self.clip_samples}
 
     @override
     def configure_optimizers(self) -> Any:

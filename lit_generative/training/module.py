@@ -202,7 +202,8 @@ class GenerativeModule(L.LightningModule, ABC):
             self._saved_validation = checkpoint.get(VALIDATION_KEY)
         saved = checkpoint.get("hyper_parameters", {})
         check_class(self, saved.get("_class_path"))
-        check_weights(self, checkpoint["state_dict"], saved)
+        if "state_dict" in checkpoint:  # sharded strategies have loaded the weights by now, and taken them out
+            check_weights(self, checkpoint["state_dict"], saved)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
