@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_generative.diffusion.module import DDPM
     from lit_generative.gan.module import GAN
+    from lit_generative.loading import load_ema
     from lit_generative.vae.module import VAE
 
 __version__ = "0.1.0"
-__all__ = ["DDPM", "GAN", "VAE", "__version__"]
+__all__ = ["DDPM", "GAN", "VAE", "__version__", "load_ema"]
 
-_FAMILIES = {"DDPM": "diffusion", "GAN": "gan", "VAE": "vae"}
+_HOMES = {"DDPM": "diffusion.module", "GAN": "gan.module", "VAE": "vae.module", "load_ema": "loading"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FAMILIES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_FAMILIES[name]}.module"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from lightning.pytorch.cli import instantiate_module
+from torch import Tensor
 
-from lit_generative.callbacks.ema import ema_state
+from lit_generative.training.averages import ema_record, ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.module import GenerativeModule
 
@@ -21,13 +22,13 @@ TRUSTED = ("lit_generative", "torch", "lightning", "diffusers")
 
 
 def load_module(
-    path: str | os.PathLike[str], ema: bool | None = None, device: str = "cpu", trust: Iterable[str] = ()
+    path: str | os.PathLike[str], ema: bool | str | None = None, device: str = "cpu", trust: Iterable[str] = ()
 ) -> GenerativeModule:
     """Rebuild a trained module, ready to sample.
 
     Args:
         path: A checkpoint written by any of the families, or a folder of runs: its newest ``last.ckpt`` is taken.
-        ema: Use the averaged weights; None uses them if there are any.
+        ema: Use the averaged weights, by name if there are several; None uses the first if there are any.
         device: Where to put it; ``auto`` takes an accelerator if there is one.
         trust: Packages beside :data:`TRUSTED` whose classes the checkpoint may build.
 
@@ -37,7 +38,7 @@ def load_module(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or no checkpoint of ours, names a class of another package, or has no
-            averaged weights though ``ema`` asks for them.
+            averaged weights, or not those, though ``ema`` asks for them.
     """
     path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
@@ -51,11 +52,44 @@ def load_module(
         raise ValueError(f"{path} holds a {hparams['_class_path']}, which is no GenerativeModule and cannot sample.")
     module: GenerativeModule = instantiate_module(cls, hparams)
     state = checkpoint["state_dict"]
-    averaged = ema_state(checkpoint)
+    averaged = ema_state(checkpoint, ema if isinstance(ema, str) else None)
     if ema and averaged is None:
         raise ValueError(f"{path} has no averaged weights: the run had no EMA callback. Leave --ema out.")
     module.load_state_dict(state if ema is False or averaged is None else {**state, **averaged})
-    return module.eval().to(_device(device))
+    return module.eval().to(choose_device(device))
+
+
+def load_ema(path: str | os.PathLike[str], profile: str | None = None) -> dict[str, Tensor]:
+    """Read the averaged weights of a checkpoint, without building its module and without running code in it.
+
+    Args:
+        path: A checkpoint, or a folder of runs: its newest ``last.ckpt`` is taken.
+        profile: Name of the average; None takes the first.
+
+    Returns:
+        Tensors on the CPU, keyed as in the checkpoint's ``state_dict``; what was not averaged is not among them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, has no average, or not that one.
+    """
+    path = find_checkpoint(path)
+    weights = ema_state(load_checkpoint(path), profile)
+    if weights is None:
+        raise ValueError(f"{path} has no averaged weights: the run had no EMA callback.")
+    return weights
+
+
+def checkpoint_record(path: str | os.PathLike[str], ema: bool | str | None = None) -> dict[str, Any]:
+    """How old a checkpoint is and which of its weights :func:`load_module` takes, as plain data for a score's record.
+
+    Args:
+        path: The file.
+        ema: As in :func:`load_module`.
+    """
+    checkpoint = load_checkpoint(path)
+    weights = {"weights": "raw"} if ema is False else ema_record(checkpoint, ema if isinstance(ema, str) else None)
+    return {**weights, "step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -137,7 +171,8 @@ def _import(path: str) -> type:
     return cls
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is an accelerator if there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
     accelerator = torch.accelerator.current_accelerator(check_available=True)

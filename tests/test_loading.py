@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from lit_generative.callbacks.checkpoint import Checkpoint
-from lit_generative.callbacks.ema import EMA, ema_state
-from lit_generative.loading import TRUSTED, load_module
+from lit_generative.callbacks.ema import EMA
+from lit_generative.loading import TRUSTED, checkpoint_record, load_ema, load_module
 from lit_generative.tensor_ops import sample_generators
+from lit_generative.training.averages import ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from tests import tiny
 
@@ -70,6 +71,34 @@ def test_asking_for_an_average_that_is_not_there_is_refused(tmp_path):
     path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
     with pytest.raises(ValueError, match=r"last.ckpt has no averaged weights: the run had no EMA callback"):
         load_module(path, ema=True)
+
+
+def test_an_average_may_be_chosen_by_name(tmp_path):
+    module = tiny.gan()
+    path = _checkpoint(tmp_path, module, tiny.ring(), EMA(half_life={"fast": 10, "slow": 100}, ramp_up=None))
+    live, saved = tiny.weights(module), load_checkpoint(path)["callbacks"]["EMA"]["weights"]
+    assert not torch.equal(*(saved[name]["generator.layers.0.weight"] for name in ("fast", "slow")))
+    for ema, name in ((None, "fast"), (True, "fast"), ("fast", "fast"), ("slow", "slow")):
+        tiny.assert_same(tiny.weights(load_module(path, ema=ema)), live | saved[name])
+    with pytest.raises(ValueError, match=r"The checkpoint has no average 'ema'. It has: \['fast', 'slow'\]"):
+        load_module(path, ema="ema")
+
+
+def test_the_averaged_weights_alone_can_be_read_by_name(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring(), EMA(half_life={"fast": 10, "slow": 100}, ramp_up=None))
+    saved = load_checkpoint(path)["callbacks"]["EMA"]["weights"]
+    tiny.assert_same(load_ema(path), saved["fast"])
+    tiny.assert_same(load_ema(tmp_path, "slow"), saved["slow"])
+    with pytest.raises(ValueError, match=r"no average 'ema'. It has: \['fast', 'slow'\]"):
+        load_ema(path, "ema")
+
+
+def test_reading_averaged_weights_that_are_not_there_is_refused(tmp_path):
+    path = _checkpoint(tmp_path, tiny.gan(), tiny.ring())
+    with pytest.raises(ValueError, match=r"last.ckpt has no averaged weights: the run had no EMA callback"):
+        load_ema(path)
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        load_ema(tmp_path / "lost.ckpt")
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -245,3 +274,21 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 def test_only_packages_we_build_on_are_trusted():
     assert TRUSTED == ("lit_generative", "torch", "lightning", "diffusers")
+
+
+def test_the_record_of_a_checkpoint_says_which_weights_it_gives(tmp_path):
+    path = tmp_path / "last.ckpt"
+    ema = EMA(half_life={"fast": 10.0, "slow": 100.0})
+    trainer = tiny.train(tmp_path, tiny.vae(), tiny.digits(), max_steps=2, callbacks=[ema])
+    trainer.save_checkpoint(path)
+    common = {"step": 2, "epoch": trainer.current_epoch}
+    images = ema.images
+    assert (
+        checkpoint_record(path) == {"weights": "ema", "profile": "fast", "half_life": 10.0, "images": images} | common
+    )
+    assert checkpoint_record(path, "slow")["half_life"] == 100.0
+    assert checkpoint_record(path, False) == {"weights": "raw"} | common
+    with pytest.raises(ValueError, match="no average 'ema'"):
+        checkpoint_record(path, "ema")
+    tiny.train(tmp_path, tiny.vae(), tiny.digits(), max_steps=2, callbacks=[]).save_checkpoint(path)
+    assert checkpoint_record(path)["weights"] == "raw"

@@ -1,215 +1,283 @@
-"""Exponential moving average of the weights that samples are drawn with."""
+"""Exponential moving averages of the weights that samples are drawn with."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.types import SupportsAveraging
+from lit_generative.training.averages import (
+    LiveWeights,
+    agree_on_buffers,
+    averaged_modules,
+    check_strategy,
+    images_in,
+    replicas,
+)
 
 PROFILE = "ema"
+FIRST = "first"
+RAW = "raw"
+HALF_LIFE = 20_000
 
 
 class EMA(L.Callback):
-    """Averages the sub-modules that sampling uses, counted in images, and evaluates with the average.
+    """Averages the sub-modules that sampling uses, and evaluates with the average.
 
-    The half-life is shortened to ``ramp_up * images seen`` early in training, so that the first average is not the
-    untrained network (Karras et al. 2020, arXiv:2006.06676, app. "EMA ramp-up"). Buffers (batch norm's statistics)
-    are not averaged: the average uses those of the live network. The checkpoint holds both kinds of weights.
+    A plain number makes one profile, ``ema``; a dictionary makes several at once, by name. The half-life is shortened
+    to ``ramp_up * images seen`` early in training, so that the first average is not the untrained network (Karras et
+    al. 2020, arXiv:2006.06676, app. "EMA ramp-up"). The checkpoint holds the raw weights and, in this callback's
+    state, all profiles. Weights of half precision have averages of single precision.
+
+    On resume, a profile that the checkpoint lacks starts from the weights of that moment, and one that the config
+    lacks is dropped; both are said. Evaluating a checkpoint uses the profiles in it, whatever the config has.
 
     Args:
-        half_life: Images after which a weight counts half.
-        ramp_up: The half-life is at most this share of the images seen; 1 or more than the run has no effect late.
+        half_life: Images after which a weight counts half; 20000 if neither it nor ``decay`` is given.
+        ramp_up: The half-life, or that of ``decay``, is at most this share of the images seen; None for no warm-up.
         modules: Names of the sub-modules to average; None asks the module (its ``sampling_modules``).
+        decay: Factor of the average at each update, as papers state it, in place of ``half_life``.
+        buffers: ``copy``: evaluate with the live network's buffers (batch norm's statistics), as StyleGAN does;
+            ``average``: average those of floating point like weights. Where processes differ, the first one's count.
+        evaluate: Profile that validation, test, prediction and sampling use; ``first`` is the first one there is;
+            None uses the raw weights.
+        device: ``cpu`` keeps the averages in main memory: slower, and no memory of the accelerator.
 
     Raises:
-        ValueError: If ``half_life`` or ``ramp_up`` is not positive.
+        ValueError: If a number is out of range, both kinds of number are given, or a name is unknown.
     """
 
-    def __init__(self, half_life: float = 20_000, ramp_up: float = 0.05, modules: list[str] | None = None) -> None:
-        if half_life <= 0 or ramp_up <= 0:
-            raise ValueError(f"EMA: half_life and ramp_up must be positive, got {half_life} and {ramp_up}.")
-        self.half_life = half_life
+    def __init__(
+        self,
+        half_life: float | dict[str, float] | None = None,
+        ramp_up: float | None = 0.05,
+        modules: list[str] | None = None,
+        decay: float | dict[str, float] | None = None,
+        buffers: Literal["copy", "average"] = "copy",
+        evaluate: str | None = FIRST,
+        device: Literal["same", "cpu"] = "same",
+    ) -> None:
+        if half_life is not None and decay is not None:
+            raise ValueError(f"EMA: got half_life={half_life} and decay={decay}. Give one of them.")
+        self.unit = "half_life" if decay is None else "decay"
+        given = decay if decay is not None else HALF_LIFE if half_life is None else half_life
+        self.profiles = dict(given) if isinstance(given, Mapping) else {PROFILE: given}
         self.ramp_up = ramp_up
         self.modules = modules
+        self.buffers = buffers
+        self.evaluate = evaluate
+        self.device = device
+        self._check()
         self.images = 0
         self._pending = 0
         self._stepped = False
-        self._swapped = False
         self._bound = False
-        self._live: dict[str, nn.Parameter] = {}
-        self._average: dict[str, Tensor] = {}
-        self._raw: dict[str, Tensor] = {}
-        self._ids: set[int] = set()
+        self._names: list[str] = []
+        self._live: LiveWeights | None = None
+        self._averages: dict[str, dict[str, Tensor]] = {}
+        self._lists: dict[str, list[Tensor]] = {}
+        self._current: str | None = None
+        self._kept: dict[str, Tensor] = {}
+
+    def _check(self) -> None:
+        values = self.profiles.values()
+        if self.ramp_up is not None and self.ramp_up <= 0:
+            raise ValueError(f"EMA: ramp_up must be positive, got {self.ramp_up}. None turns it off.")
+        if self.unit == "half_life" and not all(value > 0 for value in values):
+            raise ValueError(f"EMA: half_life must be positive, got {self.profiles}. It is a number of images.")
+        if self.unit == "decay" and not all(0 < value < 1 for value in values):
+            raise ValueError(f"EMA: decay must lie between 0 and 1, got {self.profiles}. Papers use 0.999 or so.")
+        if not self.profiles or {FIRST, RAW} & set(self.profiles):
+            raise ValueError(f"EMA: needs a profile, not named first or raw, got {list(self.profiles)}. Rename it.")
+        for name, choices in (("buffers", ("copy", "average")), ("device", ("same", "cpu"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"EMA: {name} must be one of {choices}, got {getattr(self, name)!r}.")
 
     # ---- updates
 
     @override
-    @torch.no_grad()
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        names = self.modules
-        if names is None:
-            if not isinstance(pl_module, SupportsAveraging):
+        check_strategy("EMA", trainer)
+        if stage == "fit":
+            if self.evaluate not in (None, FIRST, *self.profiles):
+                raise ValueError(f"EMA: evaluate={self.evaluate!r} is none of the profiles {list(self.profiles)}.")
+            if any(getattr(c, "save_weights_only", False) for c in trainer.callbacks):  # type: ignore[attr-defined]
                 raise ValueError(
-                    f"EMA: {type(pl_module).__name__} does not say what to average. Name its sub-modules in `modules`."
+                    "EMA: a checkpoint callback has save_weights_only=True, and its files would hold the raw weights "
+                    "alone. Leave save_weights_only out."
                 )
-            names = pl_module.sampling_modules
-        children = dict(pl_module.named_modules())
-        if missing := [name for name in names if name not in children]:
-            known = [name for name, _ in pl_module.named_children()]
-            raise ValueError(f"EMA: {type(pl_module).__name__} has no sub-module {missing}. It has: {known}.")
-        self._live = {f"{name}.{key}": p for name in names for key, p in children[name].named_parameters()}
-        self._ids = {id(p) for p in self._live.values()}
+        self._names = averaged_modules("EMA", pl_module, self.modules)
         self._bound = False
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._bind()
+        self._bind(pl_module, fitting=True)
 
     @torch.inference_mode(False)  # test hooks run in inference mode, and its tensors could not be trained on later
     @torch.no_grad()
-    def _bind(self) -> None:
+    def _bind(self, pl_module: L.LightningModule, fitting: bool) -> None:
         """Put the averages where the weights are, which is known once the strategy has placed them."""
-        if self._average and (unknown := set(self._average) ^ set(self._live)):
-            raise ValueError(
-                f"EMA: the checkpoint's average holds other weights than the model, for example {sorted(unknown)[0]}. "
-                "Use the `modules` it was trained with."
+        if fitting or not self._averages:
+            live = LiveWeights(pl_module, self._names, self.buffers == "average", self.device)
+        else:  # the checkpoint says what it averaged, and how
+            saved = next(iter(self._averages.values()))
+            live = LiveWeights(pl_module, [""], buffers=True, device=self.device, only=saved)
+        for average in self._averages.values():
+            live.check("EMA", average, "`modules` and `buffers`")
+        profiles = list(self.profiles if fitting else self._averages)
+        if self._averages and set(profiles) != set(self._averages):
+            rank_zero_info(
+                f"EMA: the checkpoint has the averages {list(self._averages)}, the config {profiles}. Those it lacks "
+                "start from the weights of now; those the config lacks are dropped."
             )
-        source: Mapping[str, Tensor] = self._average or self._live
-        self._average = {
-            name: source[name].detach().to(p.device, _averaging_dtype(p.dtype), copy=True)
-            for name, p in self._live.items()
-        }
+        whole = self._live is None
+        self._averages = {name: live.copies(self._averages.get(name), whole) for name in profiles}
+        self._lists = {name: list(average.values()) for name, average in self._averages.items()}
+        self._live = live
         self._bound = True
 
     @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not self._stepped:
-            owned = (id(p) for group in optimizer.param_groups for p in group["params"])
-            self._stepped = any(i in self._ids for i in owned)
+        if not self._stepped and self._live is not None:
+            self._stepped = self._live.updated_by(optimizer)
 
     @override
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._pending += _count(batch) * trainer.world_size
-        if not self._stepped:  # gradients are being accumulated
+        self._pending += images_in(batch) * replicas(trainer)
+        if not self._stepped or self._live is None:  # gradients are being accumulated
             return
         self._stepped = False
         self.images += self._pending
-        half_life = min(self.half_life, self.ramp_up * self.images)
-        weight = 1 - 0.5 ** (self._pending / half_life)
+        for name, averages in self._lists.items():
+            torch._foreach_lerp_(averages, self._live.now(), self._share(self.profiles[name]))
         self._pending = 0
-        averages = list(self._average.values())
-        live = [p.detach().to(a.dtype) for p, a in zip(self._live.values(), averages, strict=True)]
-        torch._foreach_lerp_(averages, live, weight)
+
+    def _share(self, value: float) -> float:
+        """The live weights' share of the new average."""
+        share = 1 - value if self.unit == "decay" else 1 - 0.5 ** (self._pending / value)
+        if self.ramp_up is not None:
+            share = max(share, 1 - 0.5 ** (self._pending / (self.ramp_up * self.images)))
+        return share
 
     # ---- evaluation with the average
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the module's weights are the average; does nothing while there is none, or if they already are."""
-        if self._swapped or self.images == 0:
-            yield
-            return
-        self._exchange()
+    def averaged(self, profile: str | None = None) -> Iterator[None]:
+        """Inside, the module's weights are an average, or the raw ones while it was never updated.
+
+        Args:
+            profile: Its name; ``raw`` for the raw weights, None for what ``evaluate`` says.
+
+        Raises:
+            ValueError: If there is no such profile.
+        """
+        outer = self._current
+        self._switch(self._chosen(profile))
         try:
             yield
         finally:
-            self._exchange()
+            self._switch(outer)
 
+    def _chosen(self, profile: str | None) -> str | None:
+        name = self.evaluate if profile is None else profile
+        if name in (None, RAW) or self.images == 0 or not self._averages:  # never use a copy that was never updated
+            return None
+        if name not in self._averages and name != FIRST:
+            raise ValueError(f"EMA: there is no profile {name!r}. There are: {list(self._averages)}.")
+        return next(iter(self._averages)) if name == FIRST else name
+
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _exchange(self) -> None:
-        for name, p in self._live.items():
-            average = self._average[name]
-            if average.dtype == p.dtype:
-                p.data, average.data = average.data, p.data
-            elif self._swapped:
-                p.data = self._raw.pop(name)
-            else:  # a float32 average of half-precision weights must not pass through them
-                self._raw[name], p.data = p.data, average.to(p.dtype)
-        self._swapped = not self._swapped
+    def _switch(self, profile: str | None) -> None:
+        if profile == self._current or self._live is None:
+            return
+        for name in (self._current, profile):
+            if name is not None:
+                self._live.exchange(self._averages[name], self._kept)
+        self._current = profile
 
-    def _enter(self) -> None:
-        if self.images and not self._swapped:  # never validate a copy that was never updated
-            if not self._bound:
-                self._bind()
-            self._exchange()
-
-    def _leave(self) -> None:
-        if self._swapped:
-            self._exchange()
+    def _prepare(self, trainer: L.Trainer) -> None:
+        if not self._bound and self._averages:
+            self._bind(trainer.lightning_module, fitting=trainer.state.fn == TrainerFn.FITTING)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._enter()
+        profile = self._chosen(None)
+        if profile is None:
+            return
+        self._prepare(trainer)
+        self._switch(profile)
+        agree_on_buffers(pl_module, self._names)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._leave()
+        self._switch(None)
 
-    @override
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._enter()
-
-    @override
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._leave()
-
-    @override
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._enter()
-
-    @override
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._leave()
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._leave()
+        self._switch(None)
 
     # ---- checkpoint
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "weights": {PROFILE: dict(self._average)} if self.images else {}}
+        if self._current is not None:
+            raise RuntimeError("EMA: the module holds averaged weights now. Save before or after the evaluation.")
+        whole = (lambda average: dict(average)) if self._live is None else self._live.whole
+        weights = {name: whole(average) for name, average in self._averages.items()} if self.images else {}
+        settings = {name: {self.unit: value} for name, value in self.profiles.items()}
+        return {"images": self.images, "weights": weights, "settings": settings}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._switch(None)
         self.images = state_dict["images"]
-        self._average = dict(state_dict["weights"].get(PROFILE, {}))
-        self._swapped = self._bound = False
+        self._averages = {name: dict(weights) for name, weights in state_dict["weights"].items()}
+        self._live, self._bound = None, False
 
 
-def averaged_weights(trainer: L.Trainer) -> contextlib.AbstractContextManager[None]:
-    """The weights to sample with: the average if the trainer has an :class:`EMA`, else the live ones."""
-    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
-    return contextlib.nullcontext() if ema is None else ema.averaged()
+def averaged_weights(trainer: L.Trainer, profile: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """The weights to sample with: an average if the trainer has an :class:`EMA`, else the live ones.
+
+    Args:
+        trainer: Whose callbacks are looked at.
+        profile: An average's name; ``raw`` for the raw weights; None for what evaluation uses.
+    """
+    if (ema := _callback(trainer)) is None:
+        return contextlib.nullcontext()
+    ema._prepare(trainer)
+    return ema.averaged(profile)
 
 
-def ema_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a checkpoint, keyed as in its ``state_dict``; None if it has none."""
-    for key, state in checkpoint.get("callbacks", {}).items():
-        if key.partition("{")[0] == "EMA" and state["weights"]:
-            return dict(state["weights"][PROFILE])
-    return None
+def evaluated_weights(trainer: L.Trainer) -> dict[str, Any]:
+    """Which weights :func:`averaged_weights` gives now, as plain data.
+
+    Returns:
+        ``{"weights": "raw"}``, or ``weights: "ema"`` with ``profile``, ``images`` (seen) and ``half_life`` (images) or
+        ``decay`` (per update), whichever the callback was given; neither for a profile that only the checkpoint knows.
+    """
+    ema = _callback(trainer)
+    profile = None if ema is None else ema._chosen(None)
+    if ema is None or profile is None:
+        return {"weights": RAW}
+    setting = {ema.unit: ema.profiles[profile]} if profile in ema.profiles else {}
+    return {"weights": "ema", "profile": profile, **setting, "images": ema.images}
 
 
-def _averaging_dtype(dtype: torch.dtype) -> torch.dtype:
-    # One step moves a weight by less than bfloat16 can hold.
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _count(batch: Any) -> int:
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-    return len(batch)
+def _callback(trainer: L.Trainer) -> EMA | None:
+    return next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]

@@ -32,15 +32,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--label", type=int, nargs="+", help="class of the samples; several are taken in turn (default: at random)")
     add("--columns", type=_positive, help="samples in a row of the grid (default: a square)")
+    add_weights_arguments(parser)
+    add("--batch_size", type=_positive, default=64, help="samples drawn at once (default: 64)")
+    add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
+    add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which of a checkpoint's weights to draw with."""
+    add = parser.add_argument
     add(
         "--ema",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="draw with the averaged weights (default: if the checkpoint has them)",
     )
-    add("--batch_size", type=_positive, default=64, help="samples drawn at once (default: 64)")
-    add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
-    add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
+    add("--ema_profile", metavar="NAME", help="which averaged weights, of a run with several (default: the first)")
+
+
+def chosen_weights(args: argparse.Namespace) -> bool | str | None:
+    """What :func:`~lit_generative.loading.load_module` is told of the options of :func:`add_weights_arguments`.
+
+    Raises:
+        ValueError: If they contradict each other.
+    """
+    if args.ema is False and args.ema_profile is not None:
+        raise ValueError(f"--no-ema and --ema_profile {args.ema_profile} contradict each other. Leave one of them out.")
+    ema: bool | str | None = args.ema if args.ema_profile is None else args.ema_profile
+    return ema
 
 
 def run(args: argparse.Namespace) -> list[Path]:
@@ -55,7 +74,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     """
     from lit_generative.loading import load_module
 
-    module = load_module(args.ckpt_path, ema=args.ema, device=args.device, trust=args.trust)
+    ema = chosen_weights(args)
+    module = load_module(args.ckpt_path, ema=ema, device=args.device, trust=args.trust)
     labels = _labels(args, module)
     out = Path(args.out)
     written = []

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lit_generative.callbacks.checkpoint import Checkpoint
-from lit_generative.callbacks.ema import EMA, averaged_weights, ema_state
+from lit_generative.callbacks.ema import EMA, averaged_weights
+from lit_generative.training.averages import ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from tests import tiny
 
@@ -156,7 +157,9 @@ def test_buffers_are_those_of_the_live_network(tmp_path):
 def test_the_modules_to_average_may_be_named(tmp_path):
     ema = EMA(modules=["discriminator.layers"])
     tiny.train(tmp_path, _gan(), tiny.ring(), callbacks=[ema])
-    assert {key.rpartition(".")[0].rpartition(".")[0] for key in ema._average} == {"discriminator.layers"}
+    assert {key.rpartition(".")[0].rpartition(".")[0] for key in ema.state_dict()["weights"]["ema"]} == {
+        "discriminator.layers"
+    }
 
 
 def test_a_wrong_name_is_refused_with_the_names_there_are(tmp_path):
@@ -189,12 +192,26 @@ def test_a_module_that_does_not_say_what_to_average_must_be_told(tmp_path):
         tiny.train(tmp_path, Silent(), tiny.ring(), callbacks=[EMA()])
     ema = EMA(modules=["layer"])
     tiny.train(tmp_path, Silent(), tiny.ring(), callbacks=[ema])
-    assert set(ema._average) == {"layer.weight", "layer.bias"}
+    assert set(ema.state_dict()["weights"]["ema"]) == {"layer.weight", "layer.bias"}
 
 
-@pytest.mark.parametrize("arguments", [{"half_life": 0}, {"ramp_up": 0}, {"half_life": -1.0}, {"ramp_up": -0.1}])
-def test_a_half_life_or_ramp_up_that_is_not_positive_is_refused(arguments):
-    with pytest.raises(ValueError, match="EMA: half_life and ramp_up must be positive, got"):
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"half_life": 0}, r"half_life must be positive, got \{'ema': 0\}"),
+        ({"half_life": {"a": 5.0, "b": -1.0}}, "half_life must be positive"),
+        ({"ramp_up": 0}, "ramp_up must be positive, got 0"),
+        ({"decay": 1.0}, r"decay must lie between 0 and 1, got \{'ema': 1.0\}"),
+        ({"decay": {"a": 0.9, "b": 0.0}}, "decay must lie between 0 and 1"),
+        ({"half_life": 5, "decay": 0.9}, "got half_life=5 and decay=0.9. Give one"),
+        ({"half_life": {}}, "needs a profile"),
+        ({"half_life": {"raw": 5}}, "not named first or raw"),
+        ({"buffers": "copied"}, r"buffers must be one of \('copy', 'average'\), got 'copied'"),
+        ({"device": "cuda"}, r"device must be one of \('same', 'cpu'\), got 'cuda'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=f"EMA: .*{match}"):
         EMA(**arguments)
 
 
@@ -267,7 +284,9 @@ def test_an_exception_in_validation_restores_the_weights(tmp_path):
     with pytest.raises(KeyError, match="in validation"):
         tiny.train(tmp_path, module, tiny.digits(), callbacks=[ema, history, Fails()], **options)
     tiny.assert_same(tiny.weights(module), history.after[-1][1])
-    torch.testing.assert_close(ema._average, _by_hand(history, ["encoder", "decoder"], [6, 6], 20, 0.05))
+    torch.testing.assert_close(
+        ema.state_dict()["weights"]["ema"], _by_hand(history, ["encoder", "decoder"], [6, 6], 20, 0.05)
+    )
 
 
 def test_the_average_can_be_borrowed_and_is_given_back_after_an_exception(tmp_path):
@@ -350,6 +369,19 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run_bit_for_bit(tmp_path,
     tiny.train(tmp_path, build(seed=9), data(), max_steps=5, callbacks=[resumed], ckpt_path=last)
     assert resumed.images == whole.images == 30
     tiny.assert_same(resumed.state_dict()["weights"]["ema"], whole.state_dict()["weights"]["ema"])
+
+
+@MODULES
+def test_several_resumed_averages_with_buffers_are_those_of_an_uninterrupted_run(tmp_path, build, data, names):
+    def ema():
+        return EMA(half_life={"short": 10, "long": 100}, ramp_up=None, buffers="average")
+
+    whole, resumed = ema(), ema()
+    tiny.train(tmp_path, build(), data(), max_steps=5, callbacks=[whole])
+    tiny.train(tmp_path, build(), data(), callbacks=[ema(), Checkpoint(dirpath=str(tmp_path))])
+    last = tmp_path / "last.ckpt"
+    tiny.train(tmp_path, build(seed=9), data(), max_steps=5, callbacks=[resumed], ckpt_path=last)
+    tiny.assert_same(resumed.state_dict(), whole.state_dict())
 
 
 def test_resuming_with_other_modules_than_the_average_was_trained_with_is_refused(tmp_path):

@@ -97,9 +97,15 @@ def test_labels_are_taken_in_turn(sample, tmp_path):
 
 
 def test_the_averaged_weights_are_the_default_and_can_be_refused(sample, tmp_path):
-    for out, option in (("default", ()), ("ema", ("--ema",)), ("raw", ("--no-ema",))):
+    for out, option in (
+        ("default", ()),
+        ("ema", ("--ema",)),
+        ("named", ("--ema_profile", "ema")),
+        ("raw", ("--no-ema",)),
+    ):
         assert sample("ddpm", "--format", "npz", "--num", "2", *option, out=out) == 0
-    np.testing.assert_array_equal(images(tmp_path, "default"), images(tmp_path, "ema"))
+    for out in ("ema", "named"):
+        np.testing.assert_array_equal(images(tmp_path, "default"), images(tmp_path, out))
     assert (images(tmp_path, "raw") != images(tmp_path, "ema")).any()
 
 
@@ -111,6 +117,8 @@ def test_the_averaged_weights_are_the_default_and_can_be_refused(sample, tmp_pat
         ("vae", ("--format", "gif"), "draws in one step"),
         ("ring", ("--format", "png"), "points, not images"),
         ("no_ema", ("--ema",), "no averaged weights"),
+        ("vae", ("--ema_profile", "slow"), "has no average 'slow'. It has: ['ema']"),
+        ("vae", ("--no-ema", "--ema_profile", "ema"), "contradict each other"),
         ("nowhere", (), "There is no checkpoint"),
     ],
 )
