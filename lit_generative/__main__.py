@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from lit_generative.cli.messages import is_ours, report
 
@@ -14,6 +17,13 @@ TRAINER_COMMANDS = {
     "test": "score a checkpoint on the test data",
     "predict": "draw samples with the run's own config, on any number of devices",
 }
+OWN_COMMANDS = {
+    "sample": "draw from a checkpoint alone",
+    "ema": "choose the length of the weights' average after training",
+    "evaluate": "score images or a checkpoint against reference images",
+}
+"""Each is a module of that name in ``cli``, with ``add_arguments(parser)`` and ``run(options)``, which gives the files
+written and lines to print; neither may import torch before it runs."""
 INTERRUPTED = 130
 
 
@@ -31,10 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return lightning.main(arguments)
         parser = _parser()
         options = parser.parse_args(arguments or ["--help"])
-        from lit_generative.cli import sample
-
-        for path in sample.run(options):
-            print(f"wrote {path}")  # noqa: T201  the command's answer
+        for result in _command(options.command).run(options):
+            print(f"wrote {result}" if isinstance(result, Path) else result)  # noqa: T201  the command's answer
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -46,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from lit_generative import __version__
-    from lit_generative.cli import sample
 
     parser = argparse.ArgumentParser(
         prog="litgen",
@@ -57,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=f"{text} (litgen {name} --help)", add_help=False)
-    sampling = commands.add_parser("sample", help="draw from a checkpoint alone", description=sample.__doc__)
-    sample.add_arguments(sampling)
+    for name, text in OWN_COMMANDS.items():
+        module = _command(name)
+        module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
     return parser
+
+
+def _command(name: str) -> Any:
+    return importlib.import_module(f"lit_generative.cli.{name}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import lit_generative
-from lit_generative.__main__ import main
+from lit_generative.__main__ import OWN_COMMANDS, TRAINER_COMMANDS, main
 
 HEAVY = "any(name in sys.modules for name in ('torch', 'lightning', 'numpy', 'jsonargparse'))"
 
@@ -22,7 +22,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(f"import sys, lit_generative; print({HEAVY})").strip() == "False"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["ema", "--help"], ["--version"]])
 def test_help_and_version_import_nothing_heavy_and_take_less_than_half_a_second(arguments):
     code = f"""
 import sys
@@ -50,6 +50,13 @@ def test_no_arguments_show_the_help(capsys):
     assert "sample" in capsys.readouterr().out
 
 
+def test_the_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"    {name} " in shown for name in (*TRAINER_COMMANDS, *OWN_COMMANDS))
+
+
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fitt"])
@@ -60,6 +67,10 @@ def test_an_unknown_command_is_refused(capsys):
 @pytest.mark.parametrize("name", ["GAN", "VAE", "DDPM"])
 def test_the_families_are_loaded_when_first_used(name):
     assert getattr(lit_generative, name).__name__ == name
+
+
+def test_what_reads_a_checkpoints_average_is_at_hand():
+    assert lit_generative.load_ema.__module__ == "lit_generative.loading"
 
 
 def test_an_unknown_attribute_is_an_attribute_error():
