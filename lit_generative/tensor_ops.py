@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def full_precision(device: torch.device | str) -> contextlib.AbstractContextManager[None]:
+    """Inside, autocast is off: operations run in the dtype of their inputs.
+
+    Tensors that autocast made before are half precision still: give them through :func:`to_float32`. The backward pass
+    must run outside autocast too, or it lowers the precision of what was computed here.
+
+    Args:
+        device: Where the tensors lie, or its type.
+
+    Returns:
+        A context manager.
+    """
+    return torch.autocast(torch.device(device).type, enabled=False)
+
+
+def to_float32(values: Any) -> Any:
+    """Cast float16 and bfloat16 tensors to float32, within lists, tuples and dictionaries; the rest stays as it is."""
+    if isinstance(values, Tensor):
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    if type(values) in (list, tuple):
+        return type(values)(to_float32(value) for value in values)
+    if type(values) is dict:
+        return {key: to_float32(value) for key, value in values.items()}
+    return values
 
 
 def derive_seed(*parts: int | str) -> int:

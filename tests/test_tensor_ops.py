@@ -12,10 +12,12 @@ from lit_generative.tensor_ops import (
     expand_like,
     from_uint8,
     frozen,
+    full_precision,
     randn,
     random_labels,
     sample_generators,
     sum_per_example,
+    to_float32,
     to_uint8,
 )
 
@@ -183,3 +185,24 @@ def test_half_precision_loses_nothing_on_the_way_to_pixels(dtype):
 def test_what_lies_outside_becomes_black_or_white(dtype):
     x = torch.tensor([-float("inf"), -7.0, -1.01, 1.01, 7.0, float("inf")], dtype=dtype)
     assert to_uint8(x).tolist() == [0, 0, 0, 255, 255, 255]
+
+
+def test_inside_full_precision_autocast_is_off_and_on_again_after_an_error():
+    layer, x = nn.Linear(2, 3), torch.ones(4, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with full_precision("cpu"):
+            assert layer(x).dtype == torch.float32
+        assert layer(x).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError), full_precision(x.device):
+            layer(x.bfloat16())  # autocast would have made the two alike
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_only_tensors_of_half_precision_become_float32_at_any_depth():
+    half, brain, double, label = torch.ones(2).half(), torch.ones(2).bfloat16(), torch.ones(2).double(), torch.arange(2)
+    cast = to_float32({"a": [half, (brain, None)], "b": double, "c": label, "d": "text"})
+    assert [t.dtype for t in (cast["a"][0], cast["a"][1][0])] == [torch.float32] * 2
+    assert isinstance(cast["a"][1], tuple)
+    assert cast["a"][1][1] is None
+    assert cast["b"] is double
+    assert cast["c"] is label

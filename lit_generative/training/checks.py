@@ -1,13 +1,17 @@
-"""What must fit together, checked before it fails deep inside torch: data, checkpoint and module."""
+"""What must fit together, checked before it fails deep inside torch: data, checkpoint, module and names."""
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_generative.types import DescribesData
 
@@ -86,6 +90,87 @@ def check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved:
         f"The checkpoint's weights do not fit this {type(module).__name__}: {key} has shape {other.get(key)} there, "
         f"{own.get(key)} here. " + ("Different settings: " + "; ".join(changed) if changed else "")
     )
+
+
+def find_modules(who: str, module: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
+    """Sub-modules by dotted name, as in ``"generator.layers.0"``, or by pattern, as in ``"*.norm*"``.
+
+    Args:
+        who: Whose argument it is, for the message.
+        module: Its sub-modules are looked at, at any depth; itself is not one of them.
+        patterns: Names, or patterns as in :mod:`fnmatch`, case-sensitive.
+
+    Returns:
+        What was found, by dotted name, each once, in the order of the module.
+
+    Raises:
+        ValueError: If a name or pattern finds nothing; the message holds the nearest names.
+    """
+    known = dict(module.named_modules(remove_duplicate=False))
+    known.pop("")
+    wanted: set[str] = set()
+    for pattern in patterns:
+        found = {pattern} & known.keys() or {name for name in known if fnmatch.fnmatchcase(name, pattern)}
+        if not found:
+            raise unknown_name(who, f"{type(module).__name__} has no sub-module", pattern, known)
+        wanted |= found
+    return {name: child for name, child in known.items() if name in wanted}
+
+
+def unknown_name(who: str, what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of those there are, which lists the nearest.
+
+    Args:
+        who: Whose argument it is.
+        what: What is missing, as in ``"GAN has no sub-module"``.
+        name: What was asked for.
+        known: What there is.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=5)
+    shown = near or sorted({known.partition(".")[0] for known in names})
+    return ValueError(f"{who}: {what} {name!r}. {'The nearest are' if near else 'It has'}: {', '.join(shown)}.")
+
+
+def named_optimizers(optimizers: Iterable[Optimizer]) -> dict[str, Optimizer]:
+    """Optimizers by the name of their first parameter group, which ``GenerativeModule.optimizer_for`` gives.
+
+    So a name stays when groups are added. One without is ``optimizer``; a name that is taken gets ``-1``, ``-2``.
+    """
+    named: dict[str, Optimizer] = {}
+    for optimizer in optimizers:
+        base = name = str(optimizer.param_groups[0].get("name", "optimizer"))
+        for number in itertools.count(1):
+            if name not in named:
+                break
+            name = f"{base}-{number}"
+        named[name] = optimizer
+    return named
+
+
+def disjoint(who: str, members: dict[str, set[int]]) -> dict[str, set[int]]:
+    """Take from each part the smaller parts within it.
+
+    Args:
+        who: Whose argument it is.
+        members: Ids of parameters by the part's name.
+
+    Returns:
+        The same names; no two share a parameter.
+
+    Raises:
+        ValueError: If two parts share parameters and neither lies within the other.
+    """
+    result = {name: set(ids) for name, ids in members.items()}
+    for (a, ids), (b, others) in itertools.permutations(members.items(), 2):
+        if ids > others:
+            result[a] -= others
+        elif ids & others and not ids < others:
+            raise ValueError(
+                f"{who}: {a!r} and {b!r} share parameters, which would be taken twice. "
+                "Name parts that are apart, or one within the other."
+            )
+    return result
 
 
 def _short(value: Any) -> str:

@@ -135,9 +135,8 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @property
     def log_now(self) -> bool:
-        """Whether this batch is one of every ``log_every_n_steps``; logging costs as much as a small update."""
-        n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return n > 0 and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0
+        """:func:`log_now` of this module's trainer; logging costs as much as a small update."""
+        return log_now(self.trainer)
 
     def log_losses(self, losses: Mapping[str, Tensor], in_bar: Iterable[str] = ()) -> None:
         """Log means over the batch as ``train/<name>``, on the batches that are logged at all.
@@ -267,6 +266,12 @@ class GenerativeModule(L.LightningModule, ABC):
                 f"{who}: labels must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}."
             )
         return label.to(self.device)
+
+
+def log_now(trainer: L.Trainer) -> bool:
+    """Whether the loggers write a row after this batch, which is one of every ``log_every_n_steps`` that stepped."""
+    n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return n > 0 and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % n == 0
 
 
 def global_seed() -> int:

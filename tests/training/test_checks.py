@@ -1,7 +1,16 @@
 import pytest
+import torch
+from torch import nn
 
 from lit_generative.data.digits import Digits
-from lit_generative.training.checks import check_class, check_data, check_weights
+from lit_generative.training.checks import (
+    check_class,
+    check_data,
+    check_weights,
+    disjoint,
+    find_modules,
+    named_optimizers,
+)
 from tests import tiny
 
 
@@ -37,3 +46,51 @@ def test_weights_that_do_not_fit_name_the_setting_that_differs():
     check_weights(narrow, narrow.state_dict(), narrow.hparams)
     with pytest.raises(ValueError, match=r"do not fit this VAE: encoder.*hidden_dim=7.*hidden_dim=6"):
         check_weights(narrow, wide.state_dict(), wide.hparams)
+
+
+def test_modules_are_found_by_name_and_by_pattern_each_once():
+    module = tiny.gan()
+    assert list(find_modules("X", module, ["discriminator", "generator.layers.0"])) == [
+        "generator.layers.0",
+        "discriminator",
+    ]
+    assert list(find_modules("X", module, ["*.layers.0", "generator.layers.?"])) == [
+        name for name, _ in module.named_modules() if name.endswith("layers.0") or name.startswith("generator.layers.")
+    ]
+    assert find_modules("X", module, []) == {}
+
+
+@pytest.mark.parametrize("pattern", ["generater", "", "Generator", "generator.*.9"])
+def test_a_name_that_finds_no_module_is_refused(pattern):
+    with pytest.raises(ValueError, match="X: GAN has no sub-module"):
+        find_modules("X", tiny.gan(), [pattern])
+
+
+def test_a_wrong_name_comes_with_the_nearest_or_else_with_the_outermost():
+    with pytest.raises(ValueError, match=r"no sub-module 'generater'. The nearest are: generator"):
+        find_modules("X", tiny.gan(), ["generater"])
+    with pytest.raises(ValueError, match=r"no sub-module 'zzz'. It has: discriminator, generator"):
+        find_modules("X", tiny.gan(), ["zzz"])
+
+
+def test_optimizers_go_by_their_first_groups_name_or_a_number():
+    def sgd(*names):
+        groups = [{"params": [nn.Parameter(torch.ones(1))]} | ({"name": name} if name else {}) for name in names]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    assert list(named_optimizers([sgd("generator"), sgd("a", "b"), sgd(""), sgd(""), sgd("generator"), sgd("")])) == [
+        "generator",
+        "a",
+        "optimizer",
+        "optimizer-1",
+        "generator-1",
+        "optimizer-2",
+    ]
+
+
+def test_a_part_within_another_is_taken_from_it_and_other_overlaps_are_refused():
+    parts = {"all": {1, 2, 3, 4}, "most": {1, 2, 3}, "one": {1}, "other": {5}}
+    assert disjoint("X", parts) == {"all": {4}, "most": {2, 3}, "one": {1}, "other": {5}}
+    for other in ({3, 4}, {1, 2, 3}):
+        with pytest.raises(ValueError, match="X: 'a' and 'b' share parameters, which would be taken twice"):
+            disjoint("X", {"a": {1, 2, 3}, "b": other})
