@@ -21,8 +21,11 @@ def shortened(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPa
     trainer, data = config["trainer"], config["data"]["init_args"]
     trainer |= {"max_steps": 2, "val_check_interval": 1, "accelerator": "cpu", "devices": 1, "limit_val_batches": 1}
     for callback in trainer["callbacks"]:
-        if "num_samples" in callback["init_args"]:
-            callback["init_args"]["num_samples"] = 2
+        options = callback.get("init_args", {})
+        if "extractor" in options:
+            options |= {"num_samples": 12, "every_n_steps": 2}
+        elif "num_samples" in options:
+            options["num_samples"] = 2
     data |= {"batch_size": 2}
     if "data_dir" in data:
         data["data_dir"] = str(folder / "data")
@@ -70,6 +73,8 @@ def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
     run = Path("runs") / Path(path).stem / "version_0"
     assert (run / "config.yaml").exists()
     assert len(list((run / "samples").glob("*.png"))) == 1
+    scored = [c for c in config["trainer"]["callbacks"] if "FIDEvaluation" in c["class_path"]]
+    assert (run / "records.jsonl").exists() == bool(scored) == ("cifar10" not in path)
     assert main(["test", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.limit_test_batches", "1"]) == 0
     assert main(["sample", "--ckpt_path", str(run), "--num", "2", "--format", "npz", "--device", "cpu"]) == 0
     samples = np.load("samples/samples.npz")
