@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 from typing_extensions import override
@@ -28,7 +29,8 @@ from lit_generative.metrics.mode_coverage import ModeCoverage
 from lit_generative.metrics.precision_recall import PrecisionRecall
 from lit_generative.metrics.record import differences, score_record
 from lit_generative.metrics.sources import DataModuleImages, ModelSamples
-from lit_generative.types import Split, SupportsSampling
+from lit_generative.training.averages import agreeing_on_buffers
+from lit_generative.types import Split, SupportsAveraging, SupportsSampling
 
 
 class FIDEvaluation(L.Callback):
@@ -187,9 +189,17 @@ class FIDEvaluation(L.Callback):
         samples = ModelSamples(pl_module, num, self.seed)
         with isolate_rng(), self._progress(trainer) as progress:
             real = self._real_features(trainer, device)
-            with averaged_weights(trainer), trainer.precision_plugin.forward_context():
+            modules = pl_module.sampling_modules if isinstance(pl_module, SupportsAveraging) else [""]
+            with (
+                averaged_weights(trainer),
+                agreeing_on_buffers(pl_module, modules),
+                trainer.precision_plugin.forward_context(),
+            ):
                 weights = evaluated_weights(trainer)
-                fake = collect_features(samples, self.extractor, self.measures, self.batch_size, device, progress)
+                sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+                fake = collect_features(
+                    samples, self.extractor, self.measures, self.batch_size, device, progress, in_step=sharded
+                )
         values = compute_scores(self.measures, real, fake)
         self.scores = {f"{stage}/{self._key(name)}": value for name, value in values.items()}
         subject = {**samples.record(), **weights, **self._age(trainer)}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
@@ -81,18 +81,21 @@ class SampleGrid(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer, pl_module)
 
-    @rank_zero_only
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == self._last_step:  # drawn already, or nothing trained yet
             return
         self._last_step = trainer.global_step
+        # Weights that are sharded over the processes draw with all of them at once.
+        if not (trainer.is_global_zero or isinstance(trainer.strategy, ModelParallelStrategy)):
+            return
         sampler = cast(SupportsSampling, pl_module)  # setup() made sure of it
         labels = None
         if sampler.num_classes is not None:
             labels = torch.arange(self.num_samples) % sampler.num_classes
         with isolate_rng(), averaged_weights(trainer), trainer.precision_plugin.forward_context():
             samples = sampler.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
-        self._show(trainer, grid(samples, self.columns))
+        if trainer.is_global_zero:
+            self._show(trainer, grid(samples, self.columns))
 
     def _show(self, trainer: L.Trainer, picture: Tensor) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

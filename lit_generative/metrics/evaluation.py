@@ -35,6 +35,7 @@ def collect_features(
     batch_size: int,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda _: None,
+    in_step: bool = False,
 ) -> FeatureSet:
     """Features of all images; every process must call it, and takes every n-th batch.
 
@@ -47,6 +48,8 @@ def collect_features(
         batch_size: Images at a time.
         device: Where features are computed.
         progress: Told how many images are done, all processes together.
+        in_step: Every process draws equally many batches, the last perhaps for nothing: a model whose weights are
+            sharded over the processes draws with all of them at once.
 
     Raises:
         ValueError: If an image is damaged; in every process, so that none waits for the others.
@@ -55,10 +58,15 @@ def collect_features(
     collector = new_collector(extractor, measures)
     step = batch_size * num_processes()
     with raise_together():
-        for start in range(process_index() * batch_size, source.count, step):
+        for first in range(0, source.count, step):
+            start = first + process_index() * batch_size
+            if start >= source.count:  # fewer batches are left than processes
+                if in_step:
+                    source.pixels(torch.tensor([0]))
+                break
             indices = torch.arange(start, min(start + batch_size, source.count))
             collector.update(_extract(extractor, source.pixels(indices), device), indices)
-            progress(min(step, source.count - start))
+            progress(min(step, source.count - first))
     return collector.gather()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -168,6 +169,20 @@ def agree_on_buffers(module: nn.Module, names: Iterable[str]) -> None:
         children = dict(module.named_modules())
         for buffer in (buffer for name in names for buffer in children[name].buffers() if _is_float(buffer)):
             torch.distributed.broadcast(local(buffer).detach(), src=0)
+
+
+@contextlib.contextmanager
+def agreeing_on_buffers(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Inside, :func:`agree_on_buffers` holds; afterwards each process has its own again. Every process must enter."""
+    children, chosen = dict(module.named_modules()), list(names)
+    own = [(b, b.clone()) for name in chosen for b in children[name].buffers() if _is_float(b)]
+    agree_on_buffers(module, chosen)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in own:
+                buffer.copy_(value)
 
 
 def reshard(module: nn.Module) -> None:

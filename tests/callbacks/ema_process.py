@@ -17,7 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
+from lit_generative.callbacks.fid_evaluation import FIDEvaluation
 from lit_generative.callbacks.posthoc_ema import PostHocEMA
+from lit_generative.callbacks.sample_grid import SampleGrid
+from lit_generative.metrics.frechet import Frechet
+from lit_generative.metrics.kernel import Kernel
 from lit_generative.recipe import Recorded
 from lit_generative.training.module import GenerativeModule
 from lit_generative.vae.module import VAE
@@ -38,6 +42,21 @@ class NormedEncoder(Recorded, nn.Sequential):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = super().forward(x).chunk(2, dim=1)
         return mean, logvar
+
+
+class NormedDecoder(Recorded, nn.Sequential):
+    """A decoder with batch norm: samples of two processes differ while their statistics do."""
+
+    sample_shape = (1, 8, 8)
+    latent_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 64), nn.BatchNorm1d(64), nn.Unflatten(1, self.sample_shape))
+
+
+def normed() -> dict[str, nn.Module]:
+    """Networks whose batch norm differs between processes."""
+    return {"encoder": NormedEncoder(), "decoder": NormedDecoder()}
 
 
 class Sharded(VAE):
@@ -63,10 +82,10 @@ class Seen(L.Callback):
 
 def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tuple[L.Trainer, Seen]:
     """Fit, from ``last.ckpt`` if there is one."""
-    tiny, seen, last = load_tiny(), Seen(), folder / "last.ckpt"
+    tiny, seen, last = load("tiny"), Seen(), folder / "last.ckpt"
     sharded = kind == "fsdp2"
     torch.manual_seed(seed)
-    encoder = {} if sharded else {"encoder": NormedEncoder()}
+    networks = {} if sharded else normed()
     trainer = tiny.trainer(
         folder,
         devices=2,
@@ -78,11 +97,14 @@ def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tup
         callbacks=[
             EMA(HALF_LIVES, ramp_up=None, buffers=buffers, evaluate="slow"),
             PostHocEMA(every_n_steps=2),
+            SampleGrid(every_n_steps=2, num_samples=4),
+            # Ten samples are three batches: one process has one more than the other.
+            FIDEvaluation(load("metrics/tiny_features").TinyFeatures(), [Frechet(), Kernel()], 10, 3, batch_size=4),
             seen,
             Checkpoint(1000, dirpath=str(folder)),
         ],
     )
-    built = tiny.vae(seed=seed, optimizer=ADAM, **encoder)
+    built = tiny.vae(seed=seed, optimizer=ADAM, **networks)
     module: GenerativeModule = built
     if sharded:
         parts = ("encoder", "decoder", "likelihood", "objective", "optimizer")
@@ -91,9 +113,9 @@ def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tup
     return trainer, seen
 
 
-def load_tiny() -> Any:
-    """``tests.tiny``, which a process outside of pytest does not find by name."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "tiny.py")
+def load(name: str) -> Any:
+    """A module of ``tests``, which a process outside of pytest does not find by name."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, Path(__file__).parents[1] / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
