@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_generative.cli.messages import is_ours, report
+from lit_generative.cli.messages import OFFLINE, is_ours, report, wandb_errors
 
 TRAINER_COMMANDS = {
     "fit": "train, or resume with --ckpt_path last",
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
+    except wandb_errors() as error:
+        return report(error, hint=OFFLINE)
     except (ValueError, TypeError, OSError) as error:
         if not is_ours(error):
             raise

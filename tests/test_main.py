@@ -22,7 +22,9 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(f"import sys, lit_generative; print({HEAVY})").strip() == "False"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["ema", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["sample", "--help"], ["ema", "--help"], ["evaluate", "--help"], ["--version"]]
+)
 def test_help_and_version_import_nothing_heavy_and_take_less_than_half_a_second(arguments):
     code = f"""
 import sys

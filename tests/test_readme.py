@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -26,7 +27,7 @@ def commands(first: str) -> list[list[str]]:
 
 
 def shortened(command: list[str]) -> list[str]:
-    if command[0] == "sample":
+    if command[0] in ("sample", "evaluate"):
         return command
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     if command[0] == "fit":
@@ -46,12 +47,13 @@ def clone(tmp_path, monkeypatch):
 
 def test_every_litgen_command_runs_in_the_order_of_the_page(clone):
     run = commands("litgen")
-    assert {command[0] for command in run} == {"fit", "test", "predict", "sample"}
+    assert {command[0] for command in run} == {"fit", "test", "predict", "sample", "evaluate"}
     for command in run:
         assert main(shortened(command)) == 0, command
     assert (clone / "runs/ddpm_digits/grid.png").exists()
     assert (clone / "runs/ddpm_digits/samples.gif").exists()
     assert (clone / "samples/samples.npz").exists()
+    assert "record" in json.loads((clone / "scores.json").read_text())
 
 
 def test_make_does_what_the_plain_commands_do():

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -238,13 +236,3 @@ def test_a_wrong_argument_is_refused_by_the_parser(capsys, arguments, message):
         main(["evaluate", "--images", "a.npz", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_help_imports_no_torch():
-    code = (
-        "import sys; from lit_generative.__main__ import main\n"
-        "try: main(['evaluate', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
