@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -9,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
 
@@ -122,6 +123,9 @@ class Checkpoint(ModelCheckpoint):
         if self._signal is not None:  # the second time means now
             raise KeyboardInterrupt
         self._signal = number
+        if rank_zero_only.rank == 0:
+            # Straight to the terminal: a handler may have interrupted the logging module. An evaluation can be long.
+            os.write(2, b"\nStopping: saves after this batch or evaluation. Once more stops at once, without saving.\n")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

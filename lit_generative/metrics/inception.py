@@ -22,6 +22,8 @@ from typing_extensions import override
 from lit_generative.metrics.features import FeatureExtractor, Features, check_images, full_precision
 from lit_generative.metrics.resizing import Resize, TF1Resize
 
+PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the converted TensorFlow weights of 2015-12-05 that published FIDs are computed with."""
 WEIGHTS_VARIABLE = "LITGEN_INCEPTION_WEIGHTS"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -75,7 +77,7 @@ class InceptionV3(FeatureExtractor):
     @property
     def published(self) -> bool:
         """Whether the weights are the ones published FIDs are computed with."""
-        return self.weights_hash.startswith(_published_file()[1])
+        return self.weights_hash == PUBLISHED_SHA256
 
     @property
     @override
@@ -122,7 +124,7 @@ def find_weights(weights: str | None = None) -> Path:
     Raises:
         FileNotFoundError: If the first of them that is given does not exist, or none is there.
     """
-    url, prefix = _published_file()
+    url = _published_file()
     name = url.rpartition("/")[2]
     hub = Path(torch.hub.get_dir()) / "checkpoints" / name
     given, source = weights or os.environ.get(WEIGHTS_VARIABLE), "weights" if weights else WEIGHTS_VARIABLE
@@ -131,16 +133,17 @@ def find_weights(weights: str | None = None) -> Path:
         return path
     what = f"{source} names {path}, which is no file" if given else "the weights are not on this machine"
     raise FileNotFoundError(
-        f"InceptionV3: {what}, and nothing is downloaded by itself. Get {name} from {url} (its sha256 begins with "
-        f"{prefix}) and put it at {hub}, or say where it is: argument weights, or variable {WEIGHTS_VARIABLE}."
+        f"InceptionV3: {what}, and nothing is downloaded by itself. Get {name} from {url} (sha256 "
+        f"{PUBLISHED_SHA256}) and put it at {hub}, or say where it is: argument weights, or variable "
+        f"{WEIGHTS_VARIABLE}."
     )
 
 
-def _published_file() -> tuple[str, str]:
-    """Address of the published weights, and the eight digits their sha256 begins with, which end the file's name."""
+def _published_file() -> str:
+    """Address of the published weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3  # slow to import
 
-    return URL_INCEPTION_V3, Path(URL_INCEPTION_V3).stem.rpartition("-")[2]
+    return str(URL_INCEPTION_V3)
 
 
 def _loaded(content: bytes) -> nn.Module:

@@ -126,7 +126,7 @@ def unknown_name(who: str, what: str, name: str, known: Iterable[str]) -> ValueE
         name: What was asked for.
         known: What there is.
     """
-    names = list(known)
+    names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=5)
     shown = near or sorted({known.partition(".")[0] for known in names})
     return ValueError(f"{who}: {what} {name!r}. {'The nearest are' if near else 'It has'}: {', '.join(shown)}.")

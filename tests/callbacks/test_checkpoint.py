@@ -240,13 +240,14 @@ def test_handlers_are_restored_after_a_signal(tmp_path, handlers, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_at_the_end_of_its_batch_and_exits_with_its_number(tmp_path, handlers, number):
+def test_a_signal_saves_at_the_end_of_its_batch_and_exits_with_its_number(tmp_path, handlers, number, capfd):
     saves = Saves(100, dirpath=str(tmp_path))
     with pytest.raises(SystemExit) as info:
         tiny.train(tmp_path, tiny.gan(), tiny.ring(), max_steps=9, callbacks=[Signals(number), saves])
     assert info.value.code == 128 + number
     assert saves.steps == [3]
     assert _batch(tmp_path / "last.ckpt") == 3
+    assert "Once more stops at once" in capfd.readouterr().err
 
 
 def test_a_run_stopped_by_a_signal_resumes_exactly(tmp_path, handlers):

@@ -8,11 +8,11 @@ from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
 from benchmarks import inception_speed
-from lit_generative.metrics.inception import WEIGHTS_VARIABLE, InceptionV3, find_weights
+from lit_generative.metrics.inception import PUBLISHED_SHA256, WEIGHTS_VARIABLE, InceptionV3, find_weights
 from lit_generative.metrics.resizing import CleanResize
 from tests.inception_weights import pictures, weights_file
 
-PUBLISHED = "weights-inception-2015-12-05-6726825d.pth"
+PUBLISHED = f"weights-inception-2015-12-05-{PUBLISHED_SHA256[:8]}.pth"
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def test_only_the_published_weights_give_an_fid(weights):
     extractor = InceptionV3(weights)
     assert extractor.frechet_key == "fid"
     assert extractor.frechet_name == "FID with unpublished weights"
-    extractor.weights_hash = "6726825d" + 56 * "0"
+    extractor.weights_hash = PUBLISHED_SHA256
     assert extractor.frechet_name == "FID"
     assert extractor.record()["published_weights"] is True
 
@@ -150,7 +150,7 @@ def test_without_weights_the_error_says_which_file_to_put_where(tmp_path, monkey
         InceptionV3()
     message = str(caught.value)
     assert f"Get {PUBLISHED} from https://" in message
-    assert "sha256 begins with 6726825d" in message
+    assert f"sha256 {PUBLISHED_SHA256}" in message
     assert str(tmp_path / "hub" / "checkpoints" / PUBLISHED) in message
     assert not list(tmp_path.iterdir())
 
