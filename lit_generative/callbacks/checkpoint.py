@@ -123,9 +123,13 @@ class Checkpoint(ModelCheckpoint):
         if self._signal is not None:  # the second time means now
             raise KeyboardInterrupt
         self._signal = number
-        if rank_zero_only.rank == 0:
-            # Straight to the terminal: a handler may have interrupted the logging module. An evaluation can be long.
-            os.write(2, b"\nStopping: saves after this batch or evaluation. Once more stops at once, without saving.\n")
+        self._say_that_it_stops()
+
+    @staticmethod
+    @rank_zero_only
+    def _say_that_it_stops() -> None:
+        # Straight to the terminal: a handler may have interrupted the logging module. An evaluation can be long.
+        os.write(2, b"\nStopping: saves after this batch or evaluation. Once more stops at once, without saving.\n")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
