@@ -1,4 +1,6 @@
+import atexit
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -6,7 +8,8 @@ import torch
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-os.environ["LITGEN_CACHE"] = tempfile.mkdtemp(prefix="litgen-cache-")  # real features of tests are not the user's
+os.environ["LITGEN_CACHE"] = CACHE = tempfile.mkdtemp(prefix="litgen-cache-")  # tests' real features are not the user's
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own
 
 

@@ -76,7 +76,7 @@ def test_the_loss_to_add_can_be_added():
     start = "from torch import Tensor\nfrom typing_extensions import override\n"
     namespace: dict[str, object] = {}
     exec(start + "from lit_generative.gan.losses import AdversarialLoss\n" + code, namespace)
-    namespace["LeastSquares"]()
+    namespace["PearsonChiSquared"]()
 
 
 def test_the_yaml_for_wandb_trains_offline(clone, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -90,6 +91,54 @@ def check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved:
         f"The checkpoint's weights do not fit this {type(module).__name__}: {key} has shape {other.get(key)} there, "
         f"{own.get(key)} here. " + ("Different settings: " + "; ".join(changed) if changed else "")
     )
+
+
+def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> None:
+    """Refuse a precision or a strategy that the module cannot work with.
+
+    Args:
+        module: Named in the message.
+        trainer: Its settings.
+        stage: ``fit`` or another.
+
+    Raises:
+        ValueError: If the weights would be of another type than noise and images, or the graph may not change.
+    """
+    who, precision = type(module).__name__, str(trainer.precision)
+    if precision in ("16-true", "bf16-true", "64-true"):
+        raise ValueError(
+            f"{who}: noise and images are float32, so precision={precision!r} cannot work. "
+            "Use 32-true, bf16-mixed or 16-mixed."
+        )
+    strategy = trainer.strategy
+    takes_turns = stage == "fit" and not module.automatic_optimization and isinstance(strategy, DDPStrategy)
+    if takes_turns and strategy._ddp_kwargs.get("static_graph"):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{who}: optimizers that take turns change the graph, so DDPStrategy must not have static_graph=True. "
+            "Leave it out."
+        )
+
+
+def check_labels(who: str, num: int, num_classes: int | None, label: Tensor | None) -> None:
+    """Refuse labels that a model cannot sample.
+
+    Args:
+        who: Named in the message.
+        num: How many samples.
+        num_classes: How many classes the model has; None if it has none.
+        label: ``(num,)`` int64, or None.
+
+    Raises:
+        ValueError: If the model has no classes, the count is wrong, or a label is not one of its classes.
+    """
+    if label is None:
+        return
+    if num_classes is None:
+        raise ValueError(f"{who}: the model is unconditional, so it takes no label. Leave label out.")
+    if label.shape != (num,):
+        raise ValueError(f"{who}: need one label for each of {num} samples, got shape {tuple(label.shape)}.")
+    if num and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
+        raise ValueError(f"{who}: labels must lie in 0..{num_classes - 1}, got {int(label.min())}..{int(label.max())}.")
 
 
 def find_modules(who: str, module: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:

@@ -48,6 +48,8 @@ def _largest(tensors: list[Tensor]) -> Tensor:
 def clip_norm_(part: Part, grads: list[Tensor], norm: Tensor) -> Tensor:
     """Scale all gradients by ``min(1, bound / norm)``; by 1 if ``norm`` is not finite."""
     finite = norm.nan_to_num(nan=0.0, posinf=0.0)
+    if norm.device.type == "cpu" and finite <= part.bound:  # which is known here without waiting
+        return finite > part.bound
     factor = (part.bound / (finite + 1e-6)).clamp_(max=1.0)
     for device in {grad.device for grad in grads}:
         torch._foreach_mul_([local(grad) for grad in grads if grad.device == device], factor.to(device))

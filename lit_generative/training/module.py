@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -23,7 +24,8 @@ from typing_extensions import override
 
 from lit_generative.recipe import class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
-from lit_generative.training.checks import check_class, check_data, check_weights
+from lit_generative.training.checks import check_class, check_data, check_labels, check_trainer, check_weights
+from lit_generative.training.gradients import average_gradients
 from lit_generative.training.lr_schedules import PLATEAUS, show_score
 from lit_generative.training.resume import (
     Configured,
@@ -51,6 +53,7 @@ class GenerativeModule(L.LightningModule, ABC):
     _options: Options | None = None
     _saved_options: Options | None = None
     _saved_validation: dict[str, Any] | None = None
+    _gradients_differ: bool = False
 
     # ---- hyperparameters
 
@@ -101,9 +104,41 @@ class GenerativeModule(L.LightningModule, ABC):
                 entry["lr_scheduler"]["reduce_on_plateau"] = False
         return entry
 
+    @override
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, but processes exchange gradients at :meth:`step_counted` and :meth:`step_uncounted`, once.
+
+        ``DistributedDataParallel`` would exchange them here, and would have to look for the network that had no part
+        in this loss (``find_unused_parameters``), at every backward pass of an accumulation.
+        """
+        strategy = self.trainer.strategy
+        self._gradients_differ = isinstance(strategy, DDPStrategy)
+        with strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else contextlib.nullcontext():
+            super().manual_backward(loss, *args, **kwargs)
+
+    def step_counted(self, optimizer: LightningOptimizer) -> None:
+        """Average the gradients over processes and step; counts in ``trainer.global_step``."""
+        self._average_gradients(optimizer)
+        optimizer.step()
+
     def step_uncounted(self, optimizer: LightningOptimizer) -> None:
-        """Step without counting in ``trainer.global_step``; scaling, hooks and clipping act as in a counted step."""
+        """The same without counting; scaling, hooks and clipping act as in a counted step."""
+        self._average_gradients(optimizer)
         self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+
+    def _average_gradients(self, optimizer: LightningOptimizer) -> None:
+        # Before the loss scale is taken out: an overflow on one process must skip the step on all.
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        self._gradients_differ = False
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._gradients_differ and not self.automatic_optimization:
+            raise RuntimeError(
+                f"{type(self).__name__}: gradients were not averaged over processes. Step with self.step_counted("
+                "optimizer) or self.step_uncounted(optimizer), not with optimizer.step()."
+            )
 
     def step_schedulers(self) -> None:
         """Step every schedule that counts updates; manual optimization calls it once a counted update."""
@@ -161,23 +196,10 @@ class GenerativeModule(L.LightningModule, ABC):
         check_data(self, getattr(self.trainer, "datamodule", None))
         # Said at each save under manual optimization; saving after the update is what resuming needs.
         warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
-        precision = str(self.trainer.precision)
-        if precision in ("16-true", "bf16-true", "64-true"):
-            raise ValueError(
-                f"{type(self).__name__}: noise and images are float32, so precision={precision!r} cannot work. "
-                "Use 32-true, bf16-mixed or 16-mixed."
-            )
+        check_trainer(self, self.trainer, stage)
         if not torch.cuda.is_available():
             # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step.
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-        strategy = self.trainer.strategy
-        if stage == "fit" and not self.automatic_optimization and isinstance(strategy, DDPStrategy):
-            if strategy._ddp_kwargs.get("static_graph"):
-                raise ValueError(
-                    f"{type(self).__name__}: optimizers that take turns change the graph, so DDPStrategy must not "
-                    "have static_graph=True. Leave it out."
-                )
-            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     @override
     def on_train_start(self) -> None:
@@ -252,19 +274,11 @@ class GenerativeModule(L.LightningModule, ABC):
         Raises:
             ValueError: If the model has no classes, the count is wrong, or a label is not one of its classes.
         """
-        who = type(self).__name__
+        check_labels(type(self).__name__, num, self.num_classes, label)
         if self.num_classes is None:
-            if label is not None:
-                raise ValueError(f"{who}: the model is unconditional, so it takes no label. Leave label out.")
             return None
         if label is None:
             return random_labels(num, self.num_classes, generator, self.device)
-        if label.shape != (num,):
-            raise ValueError(f"{who}: need one label for each of {num} samples, got shape {tuple(label.shape)}.")
-        if num and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
-            raise ValueError(
-                f"{who}: labels must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}."
-            )
         return label.to(self.device)
 
 

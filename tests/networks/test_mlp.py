@@ -59,6 +59,7 @@ def test_networks_state_what_they_take():
 
 
 def test_gradients_reach_every_parameter(case):
+    torch.manual_seed(0)  # a narrow ReLU network may be dead at birth
     network = case.build()
     sum(output.square().sum() for output in tensors(network(*case.arguments))).backward()
     for name, p in network.named_parameters():
@@ -122,3 +123,31 @@ def test_a_float_time_is_read_like_the_step_a_thousand_times_as_large():
     network = MLPDenoiser(hidden_dim=6)
     steps = torch.tensor([0, 250, 500, 1000])
     torch.testing.assert_close(network(X, steps / 1000), network(X, steps))
+
+
+def test_a_discriminator_with_waves_sees_sines_and_cosines_beside_the_point():
+    torch.manual_seed(0)
+    discriminator = MLPDiscriminator(hidden_dim=8, num_layers=1, num_waves=5, wave_number=3.0)
+    assert discriminator.layers[0].in_features == 2 + 10
+    assert "waves" in discriminator.state_dict()
+    x = torch.randn(4, 2)
+    phase = x @ discriminator.waves
+    expected = discriminator.layers(torch.cat([x, phase.sin(), phase.cos()], dim=1)).squeeze(1)
+    torch.testing.assert_close(discriminator(x), expected)
+    wide = MLPDiscriminator(num_waves=20_000, wave_number=3.0).waves.std(dim=1)
+    torch.testing.assert_close(wide, torch.full((2,), 3 * torch.pi), rtol=0.03, atol=0)
+
+
+def test_a_discriminator_without_waves_has_the_state_it_always_had():
+    assert set(MLPDiscriminator(num_layers=1).state_dict()) == {
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.2.weight",
+        "layers.2.bias",
+    }
+
+
+@pytest.mark.parametrize("options", [{"num_waves": -1}, {"wave_number": 0.0}])
+def test_wrong_waves_are_refused(options):
+    with pytest.raises(ValueError, match="num_waves must not be negative and wave_number positive"):
+        MLPDiscriminator(**options)

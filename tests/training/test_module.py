@@ -459,14 +459,6 @@ def test_backward_runs_outside_of_autocast():
     assert seen == [False]
 
 
-def test_ddp_finds_the_parameters_that_take_turns(tmp_path):
-    strategy = DDPStrategy()
-    module = tiny.gan()
-    module.trainer = tiny.trainer(tmp_path, strategy=strategy)
-    module.setup("fit")
-    assert strategy._ddp_kwargs["find_unused_parameters"] is True
-
-
 def test_ddp_with_a_static_graph_is_refused_for_optimizers_that_take_turns(tmp_path):
     module = tiny.gan()
     module.trainer = tiny.trainer(tmp_path, strategy=DDPStrategy(static_graph=True))

@@ -1,0 +1,1 @@
+"""What real images and samples go through before the discriminator sees them."""

@@ -1,0 +1,43 @@
+"""What a GAN refuses before it trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_generative.gan.penalties import Penalty
+
+
+def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) -> None:
+    """Refuse probabilities where logits are wanted; warn of batch norm under a penalty.
+
+    Raises:
+        ValueError: If the last layer is a sigmoid.
+    """
+    layers = [module for module in discriminator.modules() if not any(module.children())]
+    if layers and isinstance(layers[-1], nn.Sigmoid | nn.LogSigmoid):
+        raise ValueError(
+            f"GAN: the discriminator must give logits, and {type(discriminator).__name__} ends in a "
+            f"{type(layers[-1]).__name__}. Leave it out: the losses hold it."
+        )
+    if penalties and any(isinstance(layer, _BatchNorm) for layer in layers):
+        warnings.warn(
+            f"GAN: {type(penalties[0]).__name__} is a penalty for each example, and batch norm makes a verdict depend "
+            "on the whole batch (Gulrajani et al. 2017, sec. 4). Use a discriminator without it.",
+            stacklevel=3,
+        )
+
+
+def named_penalties(penalties: Sequence[Penalty]) -> dict[str, Penalty]:
+    """Penalties by the name they are logged under: ``gradient_penalty``, ``r1``.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    named = {penalty.name: penalty for penalty in penalties}
+    if len(named) < len(penalties):
+        raise ValueError(f"GAN: penalties must be of different kinds, got {[penalty.name for penalty in penalties]}.")
+    return named

@@ -1,0 +1,47 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lit_generative.gan.checks import check_discriminator, named_penalties
+from lit_generative.gan.penalties import R1, R2, GradientPenalty
+from lit_generative.networks.dcgan import DCGANDiscriminator
+from lit_generative.recipe import Recorded
+from tests import tiny
+
+
+class Probability(Recorded, nn.Sequential):
+    """A discriminator as they were written before losses held the sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 1), nn.Sigmoid())
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.LogSigmoid()])
+def test_a_discriminator_that_gives_probabilities_is_refused(last):
+    with pytest.raises(ValueError, match=f"must give logits, and Sequential ends in a {type(last).__name__}"):
+        check_discriminator(nn.Sequential(nn.Linear(2, 1), last), [])
+    with pytest.raises(ValueError, match="Leave it out: the losses hold it"):
+        tiny.gan(discriminator=Probability())
+
+
+def test_a_sigmoid_within_is_no_matter():
+    check_discriminator(nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1)), [])
+    check_discriminator(torch.nn.Module(), [])
+
+
+def test_batch_norm_under_a_penalty_is_warned_of():
+    with pytest.warns(UserWarning, match=r"GradientPenalty is a penalty for each example, and batch norm"):
+        check_discriminator(DCGANDiscriminator(image_size=16, channels=1, width=4), [GradientPenalty()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_discriminator(DCGANDiscriminator(image_size=16, channels=1, width=4), [])
+        tiny.gan(penalties=[GradientPenalty()])
+
+
+def test_penalties_are_logged_under_the_names_of_their_classes():
+    first, second, third = GradientPenalty(), R1(gamma=1.0), R2(gamma=1.0)
+    assert named_penalties([first, second, third]) == {"gradient_penalty": first, "r1": second, "r2": third}
+    with pytest.raises(ValueError, match=r"must be of different kinds, got \['r1', 'r1'\]"):
+        tiny.gan(penalties=[R1(gamma=1.0), R1(gamma=2.0)])
