@@ -99,3 +99,13 @@ class DescribesSampling(Protocol):
     def sampling_settings(self) -> dict[str, Any]:
         """Plain data, as in ``{"sampler": ..., "guidance": 2.0}``; empty if there is no choice."""
         ...
+
+
+@runtime_checkable
+class DescribesModes(Protocol):
+    """A data module whose distribution is a mixture of round Gaussians, so that its modes can be counted."""
+
+    centers: Tensor
+    """Means, ``(K, 2)``."""
+    std: float
+    """Standard deviation along each axis."""
