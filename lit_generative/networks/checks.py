@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+LOWEST_SIZE = 4
+
 
 def check_label(network: nn.Module, num_classes: int | None, y: Tensor | None) -> None:
     """Refuse a missing label, and one that the network has no use for.
@@ -46,3 +48,44 @@ def check_divisible(name: str, image_size: int, divisor: int, reason: str) -> No
         f"{name}: image_size must be a positive multiple of {divisor} ({reason}), got {image_size}. "
         f"Nearest that fit: {sizes}."
     )
+
+
+def pyramid_widths(name: str, image_size: int, width: int, max_width: int) -> list[int]:
+    """Channels at the sizes ``image_size, image_size / 2, ..., 4``.
+
+    Args:
+        name: Name of the class that asks.
+        image_size: Height and width in pixels.
+        width: Channels at ``image_size``.
+        max_width: Every halving doubles the channels, up to this.
+
+    Returns:
+        One number per size, at least two.
+
+    Raises:
+        ValueError: If ``image_size`` is not 4 times a power of two, at least 8, or ``width`` not in
+            ``[1, max_width]``.
+    """
+    num_halvings = (image_size // LOWEST_SIZE).bit_length() - 1
+    if num_halvings < 1 or image_size != LOWEST_SIZE * 2**num_halvings:
+        below = LOWEST_SIZE * 2 ** max(num_halvings, 1)
+        nearest = f"{below} and {2 * below}" if image_size > below else f"{below}"
+        raise ValueError(
+            f"{name}: image_size must be 4 times a power of two, at least 8, got {image_size}. "
+            f"Nearest that fit: {nearest}."
+        )
+    if not 1 <= width <= max_width:
+        raise ValueError(f"{name}: width must be at least 1 and at most {max_width}, got {width}.")
+    return [min(width * 2**i, max_width) for i in range(num_halvings + 1)]
+
+
+def check_shape(network: nn.Module, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse examples ``(N, ...)`` whose own shape is not ``shape``.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"{type(network).__name__}: needs a batch of shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}."
+        )

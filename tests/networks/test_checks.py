@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_generative.networks.checks import check_divisible, check_label
+from lit_generative.networks.checks import check_divisible, check_label, check_shape, pyramid_widths
 
 
 @pytest.mark.parametrize("image_size", [4, 8, 28])
@@ -27,3 +27,26 @@ def test_a_label_passes_if_and_only_if_there_are_classes():
         check_label(nn.Identity(), 2, None)
     with pytest.raises(ValueError, match=r"Identity: built without num_classes.*got y of shape \(2,\)"):
         check_label(nn.Identity(), None, y)
+
+
+def test_widths_double_with_every_halving_up_to_the_most():
+    assert pyramid_widths("Network", 64, 3, 20) == [3, 6, 12, 20, 20]
+
+
+@pytest.mark.parametrize(("image_size", "nearest"), [(4, "8"), (7, "8"), (28, "16 and 32"), (33, "32 and 64")])
+def test_other_sizes_are_refused_and_the_nearest_named(image_size, nearest):
+    with pytest.raises(ValueError, match=rf"Network: .*got {image_size}\. Nearest that fit: {nearest}\."):
+        pyramid_widths("Network", image_size, 4, 8)
+
+
+@pytest.mark.parametrize("width", [0, 9])
+def test_a_width_out_of_range_is_refused(width):
+    with pytest.raises(ValueError, match=rf"width must be at least 1 and at most 8, got {width}"):
+        pyramid_widths("Network", 8, width, 8)
+
+
+def test_a_wrong_shape_is_refused():
+    network = nn.Linear(2, 3)
+    check_shape(network, torch.randn(5, 2), (2,))
+    with pytest.raises(ValueError, match=r"Linear: needs a batch of shape \(N, 2\), got \(2, 5\)"):
+        check_shape(network, torch.randn(2, 5), (2,))
