@@ -34,7 +34,7 @@ def test_widths_double_with_every_halving_up_to_the_most():
 
 
 @pytest.mark.parametrize(("image_size", "nearest"), [(4, "8"), (7, "8"), (28, "16 and 32"), (33, "32 and 64")])
-def test_other_sizes_are_refused_and_the_nearest_named(image_size, nearest):
+def test_sizes_that_do_not_halve_to_four_are_refused_and_the_nearest_named(image_size, nearest):
     with pytest.raises(ValueError, match=rf"Network: .*got {image_size}\. Nearest that fit: {nearest}\."):
         pyramid_widths("Network", image_size, 4, 8)
 
