@@ -28,7 +28,7 @@ def shortened(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPa
             options |= {"num_samples": 12, "every_n_steps": 2}
         elif "num_samples" in options:
             options["num_samples"] = 2
-    data |= {"batch_size": 2}
+    data |= {"batch_size": 2 * config["model"]["init_args"].get("discriminator_steps", 1)}
     if "data_dir" in data:
         data["data_dir"] = str(folder / "data")
         if "CIFAR10" in config["data"]["class_path"]:

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_generative.gan.penalties import Penalty
+from lit_generative.gan.penalties import Penalty, has_batch_norm
 
 
 def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) -> None:
@@ -23,7 +22,7 @@ def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) 
             f"GAN: the discriminator must give logits, and {type(discriminator).__name__} ends in a "
             f"{type(layers[-1]).__name__}. Leave it out: the losses hold it."
         )
-    if penalties and any(isinstance(layer, _BatchNorm) for layer in layers):
+    if penalties and has_batch_norm(discriminator):
         warnings.warn(
             f"GAN: {type(penalties[0]).__name__} is a penalty for each example, and batch norm makes a verdict depend "
             "on the whole batch (Gulrajani et al. 2017, sec. 4). Use a discriminator without it.",

@@ -164,6 +164,16 @@ def test_the_norm_is_taken_in_float32_under_autocast():
     tiny.assert_same(*results)
 
 
+def test_autocast_is_off_while_the_norm_is_taken():
+    """On a CPU that norm is float32 anyway, so the weights cannot tell; on a GPU torch fails at it."""
+    network, on = convolutional(), []
+    for layer in normalized(network).values():
+        layer.parametrizations.weight[0].register_forward_hook(lambda *_: on.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(images(), Y)
+    assert on == [False] * 4
+
+
 def test_layers_still_run_in_half_precision():
     network, dtypes = perceptron(), []
     network.discriminator.layers[0].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
