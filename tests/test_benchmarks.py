@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 
 import pytest
 import torch
 
-from benchmarks import frechet_speed, overhead
+from benchmarks import callbacks, frechet_speed, overhead
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from tests.tiny import trainer, weights
 
@@ -53,3 +54,31 @@ def built(family):
         setattr(module, f"{role}optimizer", functools.partial(torch.optim.SGD, lr=0.01))
         setattr(module, f"{role}scheduler", None)
     return module, data
+
+
+def test_callbacks_prints_the_cost_of_each_and_a_sum_within_the_step(capsys):
+    callbacks.main(["--quick", "--rounds", "1", "--warmup", "1"])
+    tables = capsys.readouterr().out.split("## ")[1:]
+    assert [table.partition(",")[0] for table in tables] == ["DCGAN", "DDPM", "small U-Net"]
+    ours = {type(callback).__name__ for callback in callbacks.ours("", 1.0)}
+    for table in tables:
+        rows = {name: float(ms) for name, ms in re.findall(r"^\| (\S.*?) \| ([\d.]+) \(", table, re.MULTILINE)}
+        total = rows.pop("**sum**")
+        assert set(rows) == {*ours, callbacks.CALLS, callbacks.LOGGER}
+        assert total == pytest.approx(sum(rows.values()), abs=0.01)  # each is rounded
+        step = re.search(r"A step: ([\d.]+)", table)
+        assert 0 < total < float(step[1])
+
+
+def test_time_in_a_function_that_calls_another_is_counted_once():
+    meter = callbacks.Meter(warmup=0, steps=1)
+
+    def work(seconds):
+        start = time.process_time()
+        while time.process_time() < start + seconds:
+            pass
+
+    inner = meter.timed("inner", work)
+    meter.timed("outer", lambda: (work(0.01), inner(0.02), inner(0.02)))()
+    assert meter.seconds["inner"] == pytest.approx(0.04, rel=0.1)
+    assert meter.seconds["outer"] == pytest.approx(0.01, rel=0.2)
