@@ -145,11 +145,12 @@ class Meter(Stopwatch):
         return {name: 1000 * spent / self.steps for name, spent in self.seconds.items()}
 
 
-def ours(folder: str, max_norm: float) -> list[L.Callback]:
-    """All of them, as a config would list them."""
+def ours(folder: str, max_norm: float, one_average: bool) -> list[L.Callback]:
+    """All of them, or with one average as our configs have."""
+    several = {"short": 5000.0, "long": 50_000.0}
+    averages = [EMA(half_life=5000.0)] if one_average else [EMA(half_life=several), PostHocEMA(every_n_steps=NEVER)]
     return [
-        EMA(half_life={"short": 5000.0, "long": 50_000.0}),
-        PostHocEMA(every_n_steps=NEVER),
+        *averages,
         GradientClipping(max_norm=max_norm),
         MixedPrecision(),
         Throughput(),
@@ -159,14 +160,14 @@ def ours(folder: str, max_norm: float) -> list[L.Callback]:
     ]
 
 
-def run(case: Case, precision: str, warmup: int, steps: int, max_norm: float | None) -> Meter:
+def run(case: Case, precision: str, warmup: int, steps: int, one_average: bool, max_norm: float | None) -> Meter:
     """One round; with callbacks and logger, or, if ``max_norm`` is None, without."""
     gc.collect()
     module, data = case.build()
     meter = Meter(warmup, steps)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        callbacks = [] if max_norm is None else ours(folder, max_norm)
+        callbacks = [] if max_norm is None else ours(folder, max_norm, one_average)
         trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
@@ -223,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", nargs="+", type=int, choices=[0, 1, 2], default=[0, 1, 2], help="which networks")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--max-norm", type=float, default=1.0, help="bound of GradientClipping")
+    parser.add_argument("--one-average", action="store_true", help="EMA with one half-life, and no PostHocEMA")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the timed ones")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(argv)
@@ -235,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for case in (cases(options.quick)[number] for number in options.case):
             steps = 2 if options.quick else case.steps
-            run_one = functools.partial(run, case, options.precision, options.warmup, steps)
+            run_one = functools.partial(run, case, options.precision, options.warmup, steps, options.one_average)
             pairs = [(run_one(options.max_norm), run_one(None)) for _ in range(options.rounds)]
             print(f"\n## {case.name}, {options.precision}, {options.rounds} rounds of {steps} steps\n")
             print("\n".join(tables(*map(list, zip(*pairs, strict=True)))), flush=True)

@@ -49,6 +49,8 @@ class EMA(L.Callback):
         evaluate: Profile that validation, test, prediction and sampling use; ``first`` is the first one there is;
             None uses the raw weights.
         device: ``cpu`` keeps the averages in main memory: slower, and no memory of the accelerator.
+        every_n_steps: Updates (``trainer.global_step``) from one of the average to the next, which then counts all
+            their images: a pass over all weights costs 3 % of a step on eight small images.
 
     Raises:
         ValueError: If a number is out of range, both kinds of number are given, or a name is unknown.
@@ -63,6 +65,7 @@ class EMA(L.Callback):
         buffers: Literal["copy", "average"] = "copy",
         evaluate: str | None = FIRST,
         device: Literal["same", "cpu"] = "same",
+        every_n_steps: int = 1,
     ) -> None:
         if half_life is not None and decay is not None:
             raise ValueError(f"EMA: got half_life={half_life} and decay={decay}. Give one of them.")
@@ -74,6 +77,7 @@ class EMA(L.Callback):
         self.buffers = buffers
         self.evaluate = evaluate
         self.device = device
+        self.every_n_steps = every_n_steps
         self._check()
         self.images = 0
         self._pending = 0
@@ -94,6 +98,8 @@ class EMA(L.Callback):
             raise ValueError(f"EMA: half_life must be positive, got {self.profiles}. It is a number of images.")
         if self.unit == "decay" and not all(0 < value < 1 for value in values):
             raise ValueError(f"EMA: decay must lie between 0 and 1, got {self.profiles}. Papers use 0.999 or so.")
+        if self.every_n_steps < 1:
+            raise ValueError(f"EMA: every_n_steps must be at least 1, got {self.every_n_steps}.")
         if not self.profiles or {FIRST, RAW} & set(self.profiles):
             raise ValueError(f"EMA: needs a profile, not named first or raw, got {list(self.profiles)}. Rename it.")
         for name, choices in (("buffers", ("copy", "average")), ("device", ("same", "cpu"))):
@@ -159,6 +165,8 @@ class EMA(L.Callback):
         if not self._stepped or self._live is None:  # gradients are being accumulated
             return
         self._stepped = False
+        if trainer.global_step % self.every_n_steps:
+            return
         self.images += self._pending
         for name, averages in self._lists.items():
             torch._foreach_lerp_(averages, self._live.now(), self._share(self.profiles[name]))
@@ -166,7 +174,7 @@ class EMA(L.Callback):
 
     def _share(self, value: float) -> float:
         """The live weights' share of the new average."""
-        share = 1 - value if self.unit == "decay" else 1 - 0.5 ** (self._pending / value)
+        share = 1 - value**self.every_n_steps if self.unit == "decay" else 1 - 0.5 ** (self._pending / value)
         if self.ramp_up is not None:
             share = max(share, 1 - 0.5 ** (self._pending / (self.ramp_up * self.images)))
         return share
@@ -241,12 +249,12 @@ class EMA(L.Callback):
         whole = (lambda average: dict(average)) if self._live is None else self._live.whole
         weights = {name: whole(average) for name, average in self._averages.items()} if self.images else {}
         settings = {name: {self.unit: value} for name, value in self.profiles.items()}
-        return {"images": self.images, "weights": weights, "settings": settings}
+        return {"images": self.images, "pending": self._pending, "weights": weights, "settings": settings}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._switch(None)
-        self.images = state_dict["images"]
+        self.images, self._pending = state_dict["images"], state_dict.get("pending", 0)
         self._averages = {name: dict(weights) for name, weights in state_dict["weights"].items()}
         self._live, self._bound = None, False
 

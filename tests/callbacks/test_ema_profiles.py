@@ -2,6 +2,7 @@
 
 import functools
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -237,3 +238,42 @@ def test_an_average_that_was_never_updated_is_not_evaluated():
     assert evaluated_weights(trainer) == {"weights": "raw"}
     assert ema.state_dict()["weights"] == {}
     assert ema.state_dict()["images"] == 0
+
+
+def test_an_average_may_be_updated_every_few_steps_and_counts_all_their_images(tmp_path):
+    ema, module = EMA(half_life=30.0, ramp_up=None, every_n_steps=3), tiny.vae()
+    expected = module.decoder.layers[0].weight.detach().clone()
+
+    class ByHand(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            if trainer.global_step % 3 == 0:
+                expected.lerp_(pl_module.decoder.layers[0].weight.detach(), 1 - 0.5 ** (18 / 30))
+
+    tiny.train(tmp_path, module, tiny.digits(batch_size=6), max_steps=7, callbacks=[ema, ByHand()])
+    assert ema.images == 2 * 18
+    assert ema.state_dict()["pending"] == 6
+    torch.testing.assert_close(ema.state_dict()["weights"]["ema"]["decoder.layers.0.weight"], expected)
+
+
+def test_a_decay_is_that_of_each_step_however_often_it_is_applied():
+    assert EMA(decay=0.9, ramp_up=None, every_n_steps=3)._share(0.9) == pytest.approx(1 - 0.9**3)
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_a_resume_between_two_updates_of_the_average_is_exact(tmp_path, stop):
+    def train(folder, steps, ckpt_path=None):
+        ema = EMA(half_life=30.0, ramp_up=0.5, every_n_steps=3)
+        options = {"max_steps": steps, "callbacks": [ema, Checkpoint(100, dirpath=str(folder))], "ckpt_path": ckpt_path}
+        tiny.train(folder, tiny.vae(), tiny.digits(batch_size=6), **options)
+        return ema
+
+    whole = train(tmp_path / "whole", 9)
+    train(tmp_path / "stopped", stop)
+    resumed = train(tmp_path / "stopped", 9, tmp_path / "stopped" / "last.ckpt")
+    assert resumed.images == whole.images
+    tiny.assert_same(resumed.state_dict()["weights"]["ema"], whole.state_dict()["weights"]["ema"])
+
+
+def test_updates_of_the_average_below_one_are_refused():
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+        EMA(every_n_steps=0)
