@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -54,10 +55,10 @@ def test_a_step_whose_gradients_were_not_averaged_is_refused_under_ddp(tmp_path)
     module = tiny.gan()
     module.__class__ = Careless
     options = {"strategy": DDPStrategy(process_group_backend="gloo"), "max_steps": 1}
-    try:
-        with pytest.raises(
-            RuntimeError, match=r"Careless: gradients were not averaged .* self.step_counted\(optimizer\)"
-        ):
-            tiny.train(tmp_path, module, tiny.ring(), **options)
-    finally:
-        torch.distributed.destroy_process_group()  # or the next test of this process would find it
+    message = r"Careless: gradients were not averaged .* self.step_counted\(optimizer\)"
+    with mock.patch.dict(os.environ):  # Lightning would leave its LOCAL_RANK to the processes of the next tests
+        try:
+            with pytest.raises(RuntimeError, match=message):
+                tiny.train(tmp_path, module, tiny.ring(), **options)
+        finally:
+            torch.distributed.destroy_process_group()  # or the next test of this process would find it
