@@ -5,6 +5,8 @@ RUN := runs/ddpm_digits
 # One thread: for a network this small a second one gains a third on an idle machine, and beside any busy process the
 # two wait for each other ten times as long.
 export OMP_NUM_THREADS ?= 1
+# Features of the real digits, which scores are computed with.
+export LITGEN_CACHE ?= runs/.cache
 
 .PHONY: quickstart test check clean
 
