@@ -145,10 +145,14 @@ class Meter(Stopwatch):
         return {name: 1000 * spent / self.steps for name, spent in self.seconds.items()}
 
 
-def ours(folder: str, max_norm: float, one_average: bool) -> list[L.Callback]:
-    """All of them, or with one average as our configs have."""
+def ours(folder: str, max_norm: float, one_average: int | None) -> list[L.Callback]:
+    """All of them, or with one average as our configs have, updated every ``one_average`` steps."""
     several = {"short": 5000.0, "long": 50_000.0}
-    averages = [EMA(half_life=5000.0)] if one_average else [EMA(half_life=several), PostHocEMA(every_n_steps=NEVER)]
+    averages = (
+        [EMA(half_life=5000.0, every_n_steps=one_average)]
+        if one_average
+        else [EMA(half_life=several), PostHocEMA(every_n_steps=NEVER)]
+    )
     return [
         *averages,
         GradientClipping(max_norm=max_norm),
@@ -160,7 +164,7 @@ def ours(folder: str, max_norm: float, one_average: bool) -> list[L.Callback]:
     ]
 
 
-def run(case: Case, precision: str, warmup: int, steps: int, one_average: bool, max_norm: float | None) -> Meter:
+def run(case: Case, precision: str, warmup: int, steps: int, one_average: int | None, max_norm: float | None) -> Meter:
     """One round; with callbacks and logger, or, if ``max_norm`` is None, without."""
     gc.collect()
     module, data = case.build()
@@ -224,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", nargs="+", type=int, choices=[0, 1, 2], default=[0, 1, 2], help="which networks")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--max-norm", type=float, default=1.0, help="bound of GradientClipping")
-    parser.add_argument("--one-average", action="store_true", help="EMA with one half-life, and no PostHocEMA")
+    parser.add_argument(
+        "--one-average", type=int, metavar="N", help="EMA with one half-life every N steps, and no PostHocEMA"
+    )
     parser.add_argument("--warmup", type=int, default=5, help="steps before the timed ones")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(argv)

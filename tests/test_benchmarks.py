@@ -60,7 +60,7 @@ def test_callbacks_prints_the_cost_of_each_and_a_sum_within_the_step(capsys):
     callbacks.main(["--quick", "--rounds", "1", "--warmup", "1"])
     tables = capsys.readouterr().out.split("## ")[1:]
     assert [table.partition(",")[0] for table in tables] == ["DCGAN", "DDPM", "small U-Net"]
-    ours = {type(callback).__name__ for callback in callbacks.ours("", 1.0, False)}
+    ours = {type(callback).__name__ for callback in callbacks.ours("", 1.0, None)}
     for table in tables:
         rows = {name: float(ms) for name, ms in re.findall(r"^\| (\S.*?) \| ([\d.]+) \(", table, re.MULTILINE)}
         total = rows.pop("**sum**")

@@ -1,7 +1,11 @@
 import copy
+import os
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.gan.augmentation.adaptive import OPERATIONS, AdaptiveAugmentation
@@ -142,6 +146,28 @@ def test_a_controller_goes_on_from_its_state_wherever_it_stopped(stop):
         (first if i < stop else second).observe(logits, 3)
     assert float(whole.p) > 0
     tiny.assert_same(dict(second.state_dict()), dict(whole.state_dict()))
+
+
+def _observe_its_own(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    augmentation = AdaptiveAugmentation(interval=2, adjust_images=100)
+    for _ in range(3):
+        augmentation.observe(torch.ones(6) if rank == 0 else torch.tensor([-1.0, 1.0]), 8)
+    torch.save(augmentation.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_agree_also_within_an_interval(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_observe_its_own, args=(port, str(tmp_path)), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    tiny.assert_same(dict(first), dict(second))
+    assert float(first["overfitting"]) == pytest.approx(6 / 8)  # each verdict counts alike
+    assert float(first["p"]) == pytest.approx(16 / 100)
+    assert first["signs"].tolist() == [6.0, 8.0]
 
 
 # ---- within a GAN
