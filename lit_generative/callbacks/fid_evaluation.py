@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_generative.callbacks.ema import averaged_weights, evaluated_weights
 from lit_generative.callbacks.media import log_record
-from lit_generative.metrics.evaluation import cached_features, collect_features
+from lit_generative.metrics.evaluation import cached_features, collect_features, features_key
 from lit_generative.metrics.feature_set import FeatureSet
 from lit_generative.metrics.features import FeatureExtractor
 from lit_generative.metrics.frechet import Frechet, bias_warning
@@ -222,10 +222,9 @@ class FIDEvaluation(L.Callback):
         if self._real is None:
             source = DataModuleImages(_data(trainer), self.split)
             self._reference = source.record()
-            contents = {f"keep_{kind}": any(getattr(m, f"needs_{kind}") for m in self.measures) for kind in _KINDS}
-            key = {"reference": self._reference, **self.extractor.record(), **contents}
             self._real = cached_features(
-                key, lambda: collect_features(source, self.extractor, self.measures, self.batch_size, device)
+                features_key(self._reference, self.extractor, self.measures),
+                lambda: collect_features(source, self.extractor, self.measures, self.batch_size, device),
             )
             if trainer.is_global_zero:
                 self._warn_of_bias(self._real)
@@ -270,9 +269,6 @@ class FIDEvaluation(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scores, self._earlier = dict(state_dict["scores"]), dict(state_dict["record"])
-
-
-_KINDS = ("embedding", "logits")
 
 
 def default_measures(extractor: FeatureExtractor) -> list[Measure]:

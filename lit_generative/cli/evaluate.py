@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_generative.cli.sample import add_weights_arguments, chosen_weights
+from lit_generative.cli.sample import add_weights_arguments, chosen_weights, positive
 
 if TYPE_CHECKING:
     from lit_generative.metrics.feature_set import FeatureSet
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compare", metavar="JSON", help="scores measured earlier; refused if they were measured otherwise")
     add("--num", type=_at_least_two, default=10_000, help="samples of a checkpoint (default: 10000)")
     add("--seed", type=int, default=0, help="seed of a checkpoint's samples (default: 0)")
-    add("--batch_size", type=_positive, default=64, help="images at a time (default: 64)")
+    add("--batch_size", type=positive, default=64, help="images at a time (default: 64)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
     add_weights_arguments(parser)
     add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
@@ -227,13 +227,6 @@ def _metrics(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError(f"names no metric; there are {', '.join(METRICS)}")
     return list(dict.fromkeys(names))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _at_least_two(text: str) -> int:

@@ -13,7 +13,7 @@ import yaml
 
 from lit_generative.cli.errors import wrong_keys
 from lit_generative.cli.image_sets import FolderImages, NpzImages, load_arrays
-from lit_generative.metrics.evaluation import cached_features, read_features, write_features
+from lit_generative.metrics.evaluation import cached_features, features_key, read_features, write_features
 from lit_generative.metrics.feature_set import FeatureSet
 from lit_generative.metrics.features import FeatureExtractor
 from lit_generative.metrics.measures import Measure
@@ -71,8 +71,7 @@ def load_reference(
         return _foreign_statistics(path, arrays, extractor, measures)
     source = image_set(path, split)
     record = source.record()
-    contents = {f"keep_{kind}": any(getattr(m, f"needs_{kind}") for m in measures) for kind in ("embedding", "logits")}
-    key = {"reference": record, **extractor.record(), **contents}
+    key = features_key(record, extractor, measures)
     return cached_features(key, lambda: collect(source, "reference")), record
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; must stay free of torch, so that ``--help`` is quick."""
     add = parser.add_argument
     add("--ckpt_path", required=True, help="a checkpoint, or the folder of a run, as in runs/ddpm_digits")
-    add("--num", type=_positive, default=64, help="how many samples (default: 64)")
+    add("--num", type=positive, default=64, help="how many samples (default: 64)")
     add("--seed", type=int, default=0, help="same seed, same samples, whatever the batch size (default: 0)")
     add("--out", default="samples", help="folder to write to (default: samples)")
     add(
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "gif: a grid's way from noise to data (diffusion) (default: grid)",
     )
     add("--label", type=int, nargs="+", help="class of the samples; several are taken in turn (default: at random)")
-    add("--columns", type=_positive, help="samples in a row of the grid (default: a square)")
+    add("--columns", type=positive, help="samples in a row of the grid (default: a square)")
     add_weights_arguments(parser)
-    add("--batch_size", type=_positive, default=64, help="samples drawn at once (default: 64)")
+    add("--batch_size", type=positive, default=64, help="samples drawn at once (default: 64)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
     add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
 
@@ -156,7 +156,12 @@ def _write_gif(module: GenerativeModule, labels: Tensor | None, args: argparse.N
     return save_gif([*frames[:-1:every], frames[-1]], path)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option that counts.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is below.
+    """
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,20 @@ def cached_features(key: dict[str, Any], compute: Callable[[], FeatureSet], fold
     if process_index() == 0:
         _save(path, text, computed)
     return computed
+
+
+def features_key(
+    reference: Mapping[str, Any], extractor: FeatureExtractor, measures: Sequence[Measure]
+) -> dict[str, Any]:
+    """What tells real features from every other: the images, the extractor, and what is kept of its features.
+
+    Args:
+        reference: Record of the images.
+        extractor: Network of the features.
+        measures: What will be asked of them.
+    """
+    kept = {f"keep_{kind}": any(getattr(m, f"needs_{kind}") for m in measures) for kind in ("embedding", "logits")}
+    return {"reference": dict(reference), **extractor.record(), **kept}
 
 
 def cache_folder() -> Path:
