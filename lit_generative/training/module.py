@@ -35,6 +35,7 @@ from lit_generative.training.resume import (
     resume_validation,
     validation_state,
 )
+from lit_generative.training.schedule_timing import timed, timing_of
 
 OPTIONS_KEY = "optimization_options"
 VALIDATION_KEY = "validation"
@@ -54,6 +55,7 @@ class GenerativeModule(L.LightningModule, ABC):
     _saved_options: Options | None = None
     _saved_validation: dict[str, Any] | None = None
     _gradients_differ: bool = False
+    _num_validations: int = 0
 
     # ---- hyperparameters
 
@@ -83,13 +85,13 @@ class GenerativeModule(L.LightningModule, ABC):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
     ) -> dict[str, Any]:
-        """One entry of ``configure_optimizers``: a named optimizer, and its schedule stepped once an update.
+        """One entry of ``configure_optimizers``: a named optimizer, and its schedule.
 
         Args:
             name: Name of the parameter group, which ``LearningRateMonitor`` shows.
             parameters: What is optimized.
             optimizer: Builds the optimizer from a list of parameter groups.
-            scheduler: Builds the schedule from the optimizer; None for a constant rate.
+            scheduler: Builds the schedule, stepped once an update or as ``Every`` says; None for a constant rate.
 
         Returns:
             Lightning's dictionary form.
@@ -97,7 +99,8 @@ class GenerativeModule(L.LightningModule, ABC):
         group = {"params": [p for p in parameters if p.requires_grad], "name": name}
         entry: dict[str, Any] = {"optimizer": optimizer([group])}  # type: ignore[list-item]
         if scheduler is not None:
-            schedule = scheduler(entry["optimizer"])
+            # LearningRateMonitor then looks at each update, where lr_scheduler_step() is called, and decides.
+            schedule = timed(scheduler(entry["optimizer"]))
             entry["lr_scheduler"] = {"scheduler": schedule, "interval": "step", "name": f"lr-{name}"}
             if self.automatic_optimization:
                 # Lightning would step a plateau at each epoch's end, with a score that may be old or not there yet.
@@ -141,14 +144,14 @@ class GenerativeModule(L.LightningModule, ABC):
             )
 
     def step_schedulers(self) -> None:
-        """Step every schedule that counts updates; manual optimization calls it once a counted update."""
+        """Step every schedule that is due; manual optimization calls it once, after the batch's counted update."""
         for config in self.trainer.lr_scheduler_configs:
             self.lr_scheduler_step(config.scheduler, None)
 
     @override
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         # Automatic optimization calls this once an update. torch's plateau counts validations alone.
-        if not isinstance(scheduler, ReduceLROnPlateau):
+        if not isinstance(scheduler, ReduceLROnPlateau) and timing_of(scheduler).due_after_update(self.trainer):
             scheduler.step()
 
     @override
@@ -156,8 +159,9 @@ class GenerativeModule(L.LightningModule, ABC):
         """Show each plateau schedule its score; what callbacks log in this hook is there already."""
         if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        self._num_validations += 1
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, PLATEAUS):
+            if isinstance(config.scheduler, PLATEAUS) and timing_of(config.scheduler).due_at(self._num_validations):
                 show_score(config.scheduler, self.trainer.callback_metrics)
 
     @override
@@ -209,12 +213,14 @@ class GenerativeModule(L.LightningModule, ABC):
         self._options, self._saved_options = optimization_options(configured), None
         saved, self._saved_validation = self._saved_validation, None
         if saved is not None:
+            self._num_validations = saved.get("count", 0)
             resume_validation(self.trainer, saved)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[OPTIONS_KEY] = self._options
-        checkpoint[VALIDATION_KEY] = None if self._trainer is None else validation_state(self.trainer)
+        if self._trainer is not None:
+            checkpoint[VALIDATION_KEY] = validation_state(self.trainer) | {"count": self._num_validations}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
