@@ -17,7 +17,7 @@ from lit_generative.gan.checks import check_discriminator, named_penalties
 from lit_generative.gan.constraints import Constraint
 from lit_generative.gan.losses import AdversarialLoss
 from lit_generative.gan.penalties import Penalty
-from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn
+from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 
@@ -173,7 +173,7 @@ class GAN(GenerativeModule):
             return {}
         with full_precision(x.device):
             return {
-                name: penalty.share(update) * penalty.compute(self._judge_of(y), x.float(), x_hat.float())
+                name: penalty.share(update) * penalty.compute(self._judge_of(y), to_float32(x), to_float32(x_hat))
                 for name, penalty in due.items()
             }
 
@@ -188,7 +188,8 @@ class GAN(GenerativeModule):
         """The discriminator's logits of augmented images, float32: ``(N,)``, or ``(N / m,)`` if it packs ``m``."""
         if self.augmentation is not None:
             images = self.augmentation(images)
-        return self.discriminator(images, y).float()
+        logits: Tensor = to_float32(self.discriminator(images, y))
+        return logits
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from lit_generative.data.mixtures import RingMixture
-from lit_generative.gan.losses import NonSaturating
+from lit_generative.gan.losses import RelativisticPairing
 from lit_generative.gan.module import GAN
-from lit_generative.gan.penalties import Penalty
+from lit_generative.gan.penalties import R1, R2
 from lit_generative.networks.mlp import MLPDiscriminator, MLPGenerator
 
 
-class SlopeOnBoth(Penalty):
-    """Squared gradient at data and at samples: a penalty without random numbers."""
-
-    def compute(self, discriminator: Callable[[Tensor], Tensor], x: Tensor, x_hat: Tensor) -> Tensor:
-        total = torch.zeros(len(x))
-        for points in (x, x_hat):
-            points = points.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(discriminator(points).sum(), points, create_graph=True)
-            total = total + slope.square().sum(dim=1)
-        return total
-
-
 class FixedNoiseGAN(GAN):
-    """Its noise is a function of the data, so that it does not depend on the process."""
+    """Takes its data as float64, and its noise as a function of the data, so that it does not depend on the process."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {"image": batch["image"].double()}
 
     def _latent(self, x: Tensor) -> Tensor:
-        weights = torch.linspace(-40, 40, x.shape[1] * self.latent_dim).view(x.shape[1], self.latent_dim)
-        return torch.sin(x @ weights)
+        weights = torch.linspace(-40, 40, x.shape[1] * self.latent_dim, dtype=x.dtype)
+        return torch.sin(x @ weights.view(x.shape[1], self.latent_dim))
 
 
 def module(accumulate_grad_batches: int = 1) -> GAN:
@@ -44,12 +35,12 @@ def module(accumulate_grad_batches: int = 1) -> GAN:
     return FixedNoiseGAN(
         MLPGenerator(latent_dim=3, hidden_dim=8, num_layers=2),
         MLPDiscriminator(hidden_dim=8, num_layers=2),
-        NonSaturating(),
+        RelativisticPairing(),
         sgd,
         sgd,
-        penalties=[SlopeOnBoth()],
+        penalties=[R1(gamma=0.5), R2(gamma=0.3, every_n_steps=2)],
         accumulate_grad_batches=accumulate_grad_batches,
-    )
+    ).double()
 
 
 def train(world: int, folder: Path, accumulate_grad_batches: int = 1) -> GAN:

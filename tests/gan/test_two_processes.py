@@ -29,8 +29,8 @@ def test_two_processes_make_the_updates_of_one(tmp_path, parts):
     two = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name
-        torch.testing.assert_close(two[0][name], value, rtol=1e-5, atol=1e-6)
-        if value.dtype.is_floating_point:
+        torch.testing.assert_close(two[0][name], value, rtol=0, atol=1e-10)
+        if name != "discriminator.layers.4.bias":  # it cancels in a relativistic loss
             assert (value - before[name]).abs().max() > 1e-3, f"{name} did not learn, so equality says nothing"
 
 
@@ -39,7 +39,7 @@ def test_the_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, parts):
     whole = ddp_process.train(1, tmp_path).state_dict()
     accumulated = ddp_process.train(1, tmp_path, parts).state_dict()
     for name, value in whole.items():
-        torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(accumulated[name], value, rtol=0, atol=1e-10)
 
 
 class Careless(tiny.GAN):
