@@ -42,11 +42,16 @@ class Digits(ImageDataModule):
 
     @override
     def load_splits(self) -> Splits:
-        from sklearn.datasets import load_digits  # slow to import, and only needed here
+        return self.split_images(*development_and_test(self.test_fraction, self.split_seed))
 
-        digits = load_digits()
-        levels = torch.from_numpy(digits.images).unsqueeze(1)
-        images = (levels * 255 / 16).round().to(torch.uint8)
-        everything = LabelledImages(images, torch.from_numpy(digits.target).to(torch.int64))
-        rest, test = split_indices(len(images), self.test_fraction, self.split_seed, "test")
-        return self.split_images(everything.take(rest), everything.take(test))
+
+def development_and_test(test_fraction: float, split_seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """All digits in two parts; arguments as in :class:`Digits`."""
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
+
+    digits = load_digits()
+    levels = torch.from_numpy(digits.images).unsqueeze(1)
+    images = (levels * 255 / 16).round().to(torch.uint8)
+    everything = LabelledImages(images, torch.from_numpy(digits.target).to(torch.int64))
+    rest, test = split_indices(len(images), test_fraction, split_seed, "test")
+    return everything.take(rest), everything.take(test)

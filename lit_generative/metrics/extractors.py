@@ -12,6 +12,7 @@ from lit_generative.metrics.features import FeatureExtractor
 NAMES = {
     "inception": "lit_generative.metrics.inception.InceptionV3",
     "digits": "lit_generative.metrics.small_nets.DigitsFeatures",
+    "stacked_digits": "lit_generative.metrics.small_nets.StackedDigitsFeatures",
     "fashion": "lit_generative.metrics.small_nets.FashionFeatures",
     "dinov2": "lit_generative.metrics.transformers_nets.DINOv2",
     "clip": "lit_generative.metrics.transformers_nets.CLIP",

@@ -11,7 +11,14 @@ from benchmarks import train_feature_nets
 from lit_generative.data.digits import Digits
 from lit_generative.data.idx import read_idx
 from lit_generative.data.image_data import LabelledImages, fit_images
-from lit_generative.metrics.small_nets import WEIGHTS, DigitsFeatures, FashionFeatures, SmallNet
+from lit_generative.data.stacked_digits import StackedDigits
+from lit_generative.metrics.small_nets import (
+    WEIGHTS,
+    DigitsFeatures,
+    FashionFeatures,
+    SmallNet,
+    StackedDigitsFeatures,
+)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's dataset-fashion-mnist")
@@ -22,6 +29,31 @@ def test_digits_held_out_are_recognised():
     for sizes in ({}, {"image_size": 16, "resize": "stretch"}):
         test = Digits(**sizes).load_splits().test
         assert accuracy(DigitsFeatures(), test.image, test.label) > 0.98
+
+
+def test_the_features_of_a_triple_are_those_of_its_digits_and_its_class_is_the_number_they_spell():
+    digits = Digits().load_splits().test.image[:12]
+    stacked, single = StackedDigitsFeatures(), DigitsFeatures()(digits)
+    triples = digits.reshape(4, 3, 8, 8)
+    embedding, logits = stacked(triples)
+    torch.testing.assert_close(embedding, single.embedding.reshape(4, 288))
+    probabilities = single.logits.softmax(dim=1).reshape(4, 3, 10)
+    expected = torch.einsum("ni,nj,nk->nijk", *probabilities.unbind(dim=1)).reshape(4, 1000)
+    torch.testing.assert_close(logits.exp(), expected)
+    assert embedding.shape[1] == stacked.dim
+    assert stacked.record()["extractor"] == "stacked_digits"
+    assert stacked.record()["extractor_sha256"] != DigitsFeatures().record()["extractor_sha256"]
+
+
+def test_held_out_triples_are_recognised_also_when_stretched():
+    for sizes in ({}, {"image_size": 16, "resize": "stretch"}):
+        test = StackedDigits(num_samples=3000, **sizes).load_splits().test
+        assert accuracy(StackedDigitsFeatures(), test.image, test.label) > 0.95
+
+
+def test_a_grey_image_is_no_triple():
+    with pytest.raises(ValueError, match=r"StackedDigitsFeatures: need 3 channels, got 1. Use DigitsFeatures"):
+        StackedDigitsFeatures()(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 @needs_fashion
