@@ -147,6 +147,7 @@ class GAN(GenerativeModule):
         losses = {name: _joined([term[name] for term in terms]) for name in terms[0]}
         if self.augmentation is not None:
             self.augmentation.observe(losses["real_logits"], len(x) * self.trainer.world_size)
+            losses |= self.augmentation.quantities()
         return losses
 
     def _update_generator(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_generative.gan.augmentation.adaptive import AdaptiveAugmentation
 from lit_generative.gan.augmentation.base import Augmentation
 from lit_generative.gan.constraints import WeightClipping
 from lit_generative.gan.losses import RelativisticAverage, RelativisticPairing, Wasserstein
@@ -144,6 +145,13 @@ def test_every_term_is_logged_by_its_name(tmp_path):
     trainer = tiny.train(tmp_path, module, tiny.ring(), max_steps=1)
     names = {"discriminator_loss", "generator_loss", "real_logits", "fake_logits", "r1", "gradient_penalty"}
     assert {f"train/{name}" for name in names} <= set(trainer.callback_metrics)
+
+
+def test_the_state_of_an_augmentation_that_adapts_is_logged(tmp_path):
+    ada = AdaptiveAugmentation(initial_p=0.25, interval=1, adjust_images=60, operations=["x_flip"])
+    trainer = tiny.train(tmp_path, tiny.image_gan(augmentation=ada), tiny.digits(batch_size=6), max_steps=1)
+    assert abs(float(trainer.callback_metrics["train/augmentation_p"]) - 0.25) == pytest.approx(0.1)
+    assert trainer.callback_metrics["train/overfitting"] == ada.overfitting
 
 
 @pytest.mark.parametrize("name", ["discriminator_steps", "accumulate_grad_batches"])

@@ -147,6 +147,10 @@ class AdaptiveAugmentation(Augmentation):
         if self._observations >= self.interval:
             self._adjust()
 
+    @override
+    def quantities(self) -> dict[str, Tensor]:
+        return {"augmentation_p": self.p, "overfitting": self.overfitting}
+
     def _adjust(self) -> None:
         self.overfitting.copy_(self.signs[0] / self.signs[1])
         step = (self.overfitting - self.target).sign() * self.images / self.adjust_images

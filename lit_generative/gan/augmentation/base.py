@@ -23,3 +23,7 @@ class Augmentation(Recorded, nn.Module, ABC):
             real_logits: Verdicts on data, in this process, ``(N,)``.
             num_images: Real images of the update, over all processes.
         """
+
+    def quantities(self) -> dict[str, Tensor]:
+        """Scalars by name, to be logged with the losses; none unless an augmentation adapts itself."""
+        return {}
