@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.func import functional_call
 from typing_extensions import override
 
 from lit_generative.gan.augmentation.base import Augmentation
@@ -17,6 +18,7 @@ from lit_generative.gan.checks import check_discriminator, named_penalties
 from lit_generative.gan.constraints import Constraint
 from lit_generative.gan.losses import AdversarialLoss
 from lit_generative.gan.penalties import Penalty
+from lit_generative.gan.unrolling import Unrolling, Weights
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
@@ -40,6 +42,7 @@ class GAN(GenerativeModule):
         penalties: Terms on the discriminator's gradient, added to its loss.
         constraints: What is done to the discriminator's weights after each of its updates.
         augmentation: What both real images and samples go through before the discriminator sees them.
+        unrolling: Lets the generator look ahead, past updates that the discriminator has still to make.
         accumulate_grad_batches: Parts in which each update's batch is passed, so that a large batch needs little
             memory; the update is that of the whole batch, but for batch norm and losses that compare within a batch.
 
@@ -61,6 +64,7 @@ class GAN(GenerativeModule):
         penalties: list[Penalty] | None = None,
         constraints: list[Constraint] | None = None,
         augmentation: Augmentation | None = None,
+        unrolling: Unrolling | None = None,
         accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
@@ -90,6 +94,7 @@ class GAN(GenerativeModule):
         self.penalties = named_penalties(penalties or [])
         self.constraints = constraints or []
         self.augmentation = augmentation
+        self.unrolling = unrolling
         self.accumulate_grad_batches = accumulate_grad_batches
 
     @property
@@ -160,8 +165,9 @@ class GAN(GenerativeModule):
             if x_hat_part is None:
                 x_hat_part = self.generator(z_part, y_part)
             with frozen(self.discriminator):
-                real_logits = self.judge(x_part, y_part) if self.loss.needs_real else None
-                loss = self._generator_loss(self.judge(x_hat_part, y_part), real_logits)
+                ahead = self._look_ahead(x_part, x_hat_part, y_part)
+                real_logits = self.judge(x_part, y_part, ahead) if self.loss.needs_real else None
+                loss = self._generator_loss(self.judge(x_hat_part, y_part, ahead), real_logits)
             self.manual_backward(loss.mean() * (len(x_part) / len(x)))
             losses.append(loss.detach())
         self.step_counted(optimizer)
@@ -185,12 +191,28 @@ class GAN(GenerativeModule):
         """How many updates of the discriminator came before the ``k``-th of this batch."""
         return self.trainer.global_step * self.discriminator_steps + k
 
-    def judge(self, images: Tensor, y: Tensor | None) -> Tensor:
-        """The discriminator's logits of augmented images, float32: ``(N,)``, or ``(N / m,)`` if it packs ``m``."""
+    def _look_ahead(self, x: Tensor, x_hat: Tensor, y: Tensor | None) -> Weights | None:
+        if self.unrolling is None:
+            return None
+
+        def loss(weights: Weights) -> Tensor:
+            return self.loss.discriminator_loss(self.judge(x, y, weights), self.judge(x_hat, y, weights)).mean()
+
+        return self.unrolling.look_ahead(self.discriminator, loss)
+
+    def judge(self, images: Tensor, y: Tensor | None, weights: Weights | None = None) -> Tensor:
+        """Logits of augmented images, float32: ``(N,)``, or ``(N / m,)`` if the discriminator packs ``m``.
+
+        ``weights`` take the place of the discriminator's own, if they are given.
+        """
         if self.augmentation is not None:
             images = self.augmentation(images)
-        logits: Tensor = to_float32(self.discriminator(images, y))
-        return logits
+        if weights is None:
+            logits: Tensor = self.discriminator(images, y)
+        else:
+            logits = functional_call(self.discriminator, dict(weights), (images, y))
+        judged: Tensor = to_float32(logits)
+        return judged
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
