@@ -16,6 +16,7 @@ from lit_generative.diffusion.samplers import Sampler
 from lit_generative.diffusion.schedules import NoiseSchedule
 from lit_generative.recipe import describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
+from lit_generative.training.checks import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 
@@ -94,7 +95,7 @@ class DDPM(GenerativeModule):
             ``(N,)``.
         """
         x0 = batch["image"]
-        y = None if self.num_classes is None else batch["label"]
+        y = labels_of("DDPM", batch, self.num_classes)
         t = torch.randint(self.schedule.num_timesteps, (len(x0),), device=x0.device)
         eps = torch.randn_like(x0)
         alpha, sigma = (expand_like(value, x0) for value in self.schedule.alpha_sigma(t))

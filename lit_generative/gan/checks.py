@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils import parametrize
 
+from lit_generative.gan.constraints import Constraint
+from lit_generative.gan.losses import AdversarialLoss, Wasserstein
 from lit_generative.gan.penalties import Penalty, has_batch_norm
 
 
@@ -26,6 +29,22 @@ def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) 
         warnings.warn(
             f"GAN: {type(penalties[0]).__name__} is a penalty for each example, and batch norm makes a verdict depend "
             "on the whole batch (Gulrajani et al. 2017, sec. 4). Use a discriminator without it.",
+            stacklevel=3,
+        )
+
+
+def check_critic(
+    loss: AdversarialLoss,
+    discriminator: nn.Module,
+    penalties: Sequence[Penalty],
+    constraints: Sequence[Constraint],
+) -> None:
+    """Warn of a Wasserstein loss whose critic nothing bounds: it is a distance for Lipschitz critics only."""
+    normalized = any(parametrize.is_parametrized(module) for module in discriminator.modules())
+    if isinstance(loss, Wasserstein) and not (penalties or constraints or normalized):
+        warnings.warn(
+            "GAN: the Wasserstein loss has no bound unless the critic is kept Lipschitz (Arjovsky et al. 2017). Add "
+            "the penalty GradientPenalty, the constraint WeightClipping, or wrap the discriminator in SpectralNorm.",
             stacklevel=3,
         )
 

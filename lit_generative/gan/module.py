@@ -14,12 +14,13 @@ from torch.func import functional_call
 from typing_extensions import override
 
 from lit_generative.gan.augmentation.base import Augmentation
-from lit_generative.gan.checks import check_discriminator, named_penalties
+from lit_generative.gan.checks import check_critic, check_discriminator, named_penalties
 from lit_generative.gan.constraints import Constraint
 from lit_generative.gan.losses import AdversarialLoss
 from lit_generative.gan.penalties import Penalty
 from lit_generative.gan.unrolling import Unrolling, Weights
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
+from lit_generative.training.checks import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 
@@ -77,6 +78,7 @@ class GAN(GenerativeModule):
             if value < 1:
                 raise ValueError(f"GAN: {name} must be at least 1, got {value}.")
         check_discriminator(discriminator, penalties or [])
+        check_critic(loss, discriminator, penalties or [], constraints or [])
         self.num_classes = getattr(generator, "num_classes", None)
         if getattr(discriminator, "num_classes", None) != self.num_classes:
             raise ValueError(
@@ -277,7 +279,7 @@ class GAN(GenerativeModule):
         return zip(*([None] * n if t is None else t.tensor_split(n) for t in tensors), strict=True)
 
     def _labels(self, batch: Batch) -> Tensor | None:
-        return None if self.num_classes is None else batch["label"]
+        return labels_of("GAN", batch, self.num_classes)
 
     def _split(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
         x, y, k = batch["image"], self._labels(batch), self.discriminator_steps

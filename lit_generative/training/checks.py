@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_generative.types import DescribesData
+from lit_generative.types import Batch, DescribesData
 
 
 def check_data(module: nn.Module, data: object) -> None:
@@ -139,6 +139,30 @@ def check_labels(who: str, num: int, num_classes: int | None, label: Tensor | No
         raise ValueError(f"{who}: need one label for each of {num} samples, got shape {tuple(label.shape)}.")
     if num and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
         raise ValueError(f"{who}: labels must lie in 0..{num_classes - 1}, got {int(label.min())}..{int(label.max())}.")
+
+
+def labels_of(who: str, batch: Batch, num_classes: int | None) -> Tensor | None:
+    """The labels of a batch, for a model that has classes.
+
+    Args:
+        who: Named in the message.
+        batch: From the data.
+        num_classes: How many classes the model has; None if it has none.
+
+    Returns:
+        ``(N,)`` int64, or None without classes.
+
+    Raises:
+        ValueError: If the model has classes and the batch no labels.
+    """
+    if num_classes is None:
+        return None
+    if "label" not in batch:
+        raise ValueError(
+            f"{who}: a model of {num_classes} classes needs labels, but the batch holds {sorted(batch)} alone. Add "
+            "'label' to it, (N,) int64, or set the networks' num_classes to null."
+        )
+    return batch["label"]
 
 
 def find_modules(who: str, module: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:

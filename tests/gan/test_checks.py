@@ -5,8 +5,12 @@ import torch
 from torch import nn
 
 from lit_generative.gan.checks import check_discriminator, named_penalties
+from lit_generative.gan.constraints import WeightClipping
+from lit_generative.gan.losses import Wasserstein
 from lit_generative.gan.penalties import R1, R2, GradientPenalty
+from lit_generative.gan.spectral import SpectralNorm
 from lit_generative.networks.dcgan import DCGANDiscriminator
+from lit_generative.networks.mlp import MLPDiscriminator
 from lit_generative.recipe import Recorded
 from tests import tiny
 
@@ -45,3 +49,14 @@ def test_penalties_are_logged_under_the_names_of_their_classes():
     assert named_penalties([first, second, third]) == {"gradient_penalty": first, "r1": second, "r2": third}
     with pytest.raises(ValueError, match=r"must be of different kinds, got \['r1', 'r1'\]"):
         tiny.gan(penalties=[R1(gamma=1.0), R1(gamma=2.0)])
+
+
+def test_a_critic_that_nothing_bounds_is_warned_of():
+    with pytest.warns(UserWarning, match="has no bound unless the critic is kept Lipschitz .* Add the penalty"):
+        tiny.gan(loss=Wasserstein())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny.gan()
+        tiny.gan(loss=Wasserstein(), penalties=[GradientPenalty()])
+        tiny.gan(loss=Wasserstein(), constraints=[WeightClipping()])
+        tiny.gan(loss=Wasserstein(), discriminator=SpectralNorm(MLPDiscriminator(hidden_dim=4)))
