@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_generative.networks.mlp import MLPDecoder
+from lit_generative.networks.mlp import MLPGenerator
 from lit_generative.recipe import Recorded, class_path, describe
 
 HERE = __name__
@@ -66,13 +66,8 @@ def test_a_constructor_that_fails_says_so_as_it_would_without_a_record():
 
 
 def test_a_network_is_still_a_module_and_records_itself():
-    network = MLPDecoder((1, 2, 3), latent_dim=2, hidden_dim=4)
-    assert describe(network)["init_args"] == {
-        "sample_shape": [1, 2, 3],
-        "latent_dim": 2,
-        "hidden_dim": 4,
-        "num_layers": 2,
-    }
+    network = MLPGenerator(latent_dim=2, hidden_dim=4)
+    assert describe(network)["init_args"] == {"latent_dim": 2, "hidden_dim": 4, "num_layers": 3}
     assert not any("recipe" in key for key in network.state_dict())
 
 
@@ -145,5 +140,5 @@ def test_a_description_builds_an_equal_object(built):
 
 
 def test_a_class_path_can_be_imported():
-    assert class_path(MLPDecoder) == "lit_generative.networks.mlp.MLPDecoder"
+    assert class_path(MLPGenerator) == "lit_generative.networks.mlp.MLPGenerator"
     assert class_path(torch.optim.SGD) == "torch.optim.sgd.SGD"

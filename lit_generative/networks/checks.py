@@ -1,7 +1,9 @@
-"""Checks of arguments that several networks share."""
+"""Checks of arguments that several networks share, and what they do with a label."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOWEST_SIZE = 4
@@ -26,6 +28,18 @@ def check_label(network: nn.Module, num_classes: int | None, y: Tensor | None) -
             f"{name}: built without num_classes, so it takes no labels, got y of shape {tuple(y.shape)}. "
             "Pass y=None, or build it with num_classes."
         )
+
+
+def with_label(network: nn.Module, x: Tensor, num_classes: int | None, y: Tensor | None) -> Tensor:
+    """Rows ``(N, D)`` with the one-hot class behind them, ``(N, D + num_classes)``; as they are without classes.
+
+    Raises:
+        ValueError: As :func:`check_label`.
+    """
+    check_label(network, num_classes, y)
+    if y is None or num_classes is None:
+        return x
+    return torch.cat([x, F.one_hot(y, num_classes).to(x.dtype)], dim=1)
 
 
 def check_divisible(name: str, image_size: int, divisor: int, reason: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_divisible
+from lit_generative.networks.checks import check_divisible, check_label, with_label
 from lit_generative.recipe import Recorded
 
 _CHANNELS_PER_GROUP = 8
@@ -22,32 +23,49 @@ class ConvEncoder(Recorded, nn.Module):
         latent_dim: Length of the latent, D.
         width: Channels of the first stage; every further stage doubles them.
         num_stages: How often the size is halved.
+        num_classes: How many classes a label may name, which enters as one more channel; None for no labels.
 
     Raises:
         ValueError: If ``image_size`` cannot be halved so often, or there is no stage.
     """
 
-    def __init__(self, image_size: int, channels: int, latent_dim: int, width: int = 32, num_stages: int = 2) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        latent_dim: int,
+        width: int = 32,
+        num_stages: int = 2,
+        num_classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
-        self.num_classes: int | None = None
+        self.num_classes = num_classes
+        self.class_map = None if num_classes is None else nn.Embedding(num_classes, image_size**2)
         widths = _stage_widths("ConvEncoder", image_size, width, num_stages)
         layers: list[nn.Module] = []
-        for before, after in zip([channels, *widths[:-1]], widths, strict=True):
+        for before, after in zip([channels + (num_classes is not None), *widths[:-1]], widths, strict=True):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _group_norm(after), nn.SiLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1] * (image_size >> num_stages) ** 2, 2 * latent_dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode images.
 
         Args:
             x: Images in ``[-1, 1]``, ``(N, C, H, W)``.
+            y: Class labels, ``(N,)`` int64; None if and only if there are no classes.
 
         Returns:
             Mean and logarithm of the variance of the posterior, each ``(N, D)``.
+
+        Raises:
+            ValueError: If ``y`` is missing or not wanted.
         """
+        check_label(self, self.num_classes, y)
+        if self.class_map is not None:
+            x = torch.cat([x, self.class_map(y).to(x.dtype).view(len(x), 1, *x.shape[2:])], dim=1)
         mean, logvar = self.head(self.layers(x).flatten(start_dim=1)).chunk(2, dim=1)
         return mean, logvar
 
@@ -62,6 +80,7 @@ class ConvDecoder(Recorded, nn.Module):
         width: Channels of the last hidden stage; every stage before has twice as many.
         num_stages: How often the size is doubled.
         parameters_per_value: How many numbers the likelihood needs for one value of the image.
+        num_classes: How many classes a label may name, which is joined to the latent; None for no labels.
 
     Raises:
         ValueError: If ``image_size`` cannot be halved so often, or there is no stage.
@@ -75,15 +94,16 @@ class ConvDecoder(Recorded, nn.Module):
         width: int = 32,
         num_stages: int = 2,
         parameters_per_value: int = 1,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
-        self.num_classes: int | None = None
+        self.num_classes = num_classes
         widths = _stage_widths("ConvDecoder", image_size, width, num_stages)[::-1]
         lowest = image_size >> num_stages
         layers: list[nn.Module] = [
-            nn.Linear(latent_dim, widths[0] * lowest**2),
+            nn.Linear(latent_dim + (num_classes or 0), widths[0] * lowest**2),
             nn.Unflatten(1, (widths[0], lowest, lowest)),
         ]
         for before, after in zip(widths, [*widths[1:], channels * parameters_per_value], strict=True):
@@ -91,16 +111,20 @@ class ConvDecoder(Recorded, nn.Module):
             layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Decode latents.
 
         Args:
             z: Latents, ``(N, D)``.
+            y: Class labels, ``(N,)`` int64; None if and only if there are no classes.
 
         Returns:
             What the likelihood interprets, without activation, ``(N, parameters_per_value * C, H, W)``.
+
+        Raises:
+            ValueError: If ``y`` is missing or not wanted.
         """
-        parameters: Tensor = self.layers(z)
+        parameters: Tensor = self.layers(with_label(self, z, self.num_classes, y))
         return parameters
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_label
+from lit_generative.networks.checks import check_label, with_label
 from lit_generative.networks.time_embedding import embeddable_time, sinusoidal_embedding
 from lit_generative.recipe import Recorded
 
 _TIME_FEATURES = 64
+Activation = Literal["silu", "relu", "tanh"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class MLPGenerator(Recorded, nn.Module):
@@ -138,59 +141,108 @@ class MLPDenoiser(Recorded, nn.Module):
 
 
 class MLPEncoder(Recorded, nn.Module):
-    """Flattened examples to mean and log-variance of a Gaussian posterior; SiLU between the layers.
+    """Flattened examples to mean and log-variance of a Gaussian posterior.
 
     Args:
         sample_shape: Shape of one example, as in ``(1, 8, 8)`` or ``(2,)``.
         latent_dim: Length of the latent, D.
         hidden_dim: Width of each hidden layer.
         num_layers: How many hidden layers.
+        activation: Between the layers; Burda et al. 2016 (arXiv:1509.00519) use tanh.
+        num_classes: How many classes a label may name, which is joined to the input; None for no labels.
 
     Raises:
-        ValueError: If there is no hidden layer.
+        ValueError: If there is no hidden layer, or the activation is unknown.
     """
 
     def __init__(
-        self, sample_shape: tuple[int, ...], latent_dim: int, hidden_dim: int = 128, num_layers: int = 2
+        self,
+        sample_shape: tuple[int, ...],
+        latent_dim: int,
+        hidden_dim: int = 128,
+        num_layers: int = 2,
+        activation: Activation = "silu",
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.sample_shape = tuple(sample_shape)
         self.latent_dim = latent_dim
-        self.num_classes: int | None = None
-        self.layers = _perceptron(math.prod(sample_shape), hidden_dim, 2 * latent_dim, num_layers, nn.SiLU())
+        self.num_classes = num_classes
+        self.layers = _perceptron(
+            math.prod(sample_shape) + (num_classes or 0),
+            hidden_dim,
+            2 * latent_dim,
+            num_layers,
+            _activation(activation),
+        )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode examples ``(N, *sample_shape)`` as mean and log-variance, each ``(N, D)``."""
-        mean, logvar = self.layers(x.flatten(start_dim=1)).chunk(2, dim=1)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode examples ``(N, *sample_shape)``, with labels ``(N,)`` if there are classes.
+
+        Returns:
+            Mean and log-variance of the posterior, each ``(N, D)``.
+
+        Raises:
+            ValueError: If ``y`` is missing or not wanted.
+        """
+        inputs = with_label(self, x.flatten(start_dim=1), self.num_classes, y)
+        mean, logvar = self.layers(inputs).chunk(2, dim=1)
         return mean, logvar
 
 
 class MLPDecoder(Recorded, nn.Module):
-    """Latents to parameters of the likelihood, one per value; SiLU between the layers, none at the end.
+    """Latents to parameters of the likelihood; no activation at the end.
 
     Args:
         sample_shape: Shape of one example, as in ``(1, 8, 8)`` or ``(2,)``.
         latent_dim: Length of the latent, D.
         hidden_dim: Width of each hidden layer.
         num_layers: How many hidden layers.
+        activation: Between the layers; Burda et al. 2016 (arXiv:1509.00519) use tanh.
+        num_classes: How many classes a label may name, which is joined to the latent; None for no labels.
+        parameters_per_value: How many numbers the likelihood needs for one value of an example.
 
     Raises:
-        ValueError: If there is no hidden layer.
+        ValueError: If there is no hidden layer, or the activation is unknown.
     """
 
     def __init__(
-        self, sample_shape: tuple[int, ...], latent_dim: int, hidden_dim: int = 128, num_layers: int = 2
+        self,
+        sample_shape: tuple[int, ...],
+        latent_dim: int,
+        hidden_dim: int = 128,
+        num_layers: int = 2,
+        activation: Activation = "silu",
+        num_classes: int | None = None,
+        parameters_per_value: int = 1,
     ) -> None:
         super().__init__()
         self.sample_shape = tuple(sample_shape)
         self.latent_dim = latent_dim
-        self.num_classes: int | None = None
-        self.layers = _perceptron(latent_dim, hidden_dim, math.prod(sample_shape), num_layers, nn.SiLU())
+        self.num_classes = num_classes
+        self.output_shape = (parameters_per_value * sample_shape[0], *sample_shape[1:])
+        self.layers = _perceptron(
+            latent_dim + (num_classes or 0),
+            hidden_dim,
+            math.prod(self.output_shape),
+            num_layers,
+            _activation(activation),
+        )
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode latents ``(N, D)`` into ``(N, *sample_shape)``."""
-        parameters: Tensor = self.layers(z)
-        return parameters.reshape(-1, *self.sample_shape)
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Decode latents ``(N, D)``, with labels ``(N,)`` if there are classes, into ``(N, *output_shape)``.
+
+        Raises:
+            ValueError: If ``y`` is missing or not wanted.
+        """
+        parameters: Tensor = self.layers(with_label(self, z, self.num_classes, y))
+        return parameters.reshape(-1, *self.output_shape)
+
+
+def _activation(name: Activation) -> nn.Module:
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation: must be one of {list(_ACTIVATIONS)}, got {name!r}.")
+    return _ACTIVATIONS[name]()
 
 
 def _perceptron(input_dim: int, hidden_dim: int, output_dim: int, num_layers: int, activation: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_generative.networks.checks import check_divisible, check_label, check_shape, pyramid_widths
+from lit_generative.networks.checks import check_divisible, check_label, check_shape, pyramid_widths, with_label
 
 
 @pytest.mark.parametrize("image_size", [4, 8, 28])
@@ -50,3 +50,12 @@ def test_a_wrong_shape_is_refused():
     check_shape(network, torch.randn(5, 2), (2,))
     with pytest.raises(ValueError, match=r"Linear: needs a batch of shape \(N, 2\), got \(2, 5\)"):
         check_shape(network, torch.randn(2, 5), (2,))
+
+
+def test_a_class_is_joined_to_a_row_as_one_hot():
+    rows, network = torch.tensor([[0.5, 2.0], [1.0, 3.0]]), nn.Identity()
+    joined = with_label(network, rows, 3, torch.tensor([2, 0]))
+    torch.testing.assert_close(joined, torch.tensor([[0.5, 2.0, 0, 0, 1], [1.0, 3.0, 1, 0, 0]]))
+    assert with_label(network, rows, None, None) is rows
+    with pytest.raises(ValueError, match="Identity: built with num_classes=3, so it needs labels"):
+        with_label(network, rows, 3, None)

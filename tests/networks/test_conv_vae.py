@@ -78,3 +78,25 @@ def test_bfloat16_autocast_gives_finite_output():
         mean, logvar = encoder(torch.randn(3, 2, 12, 12))
         parameters = decoder(mean)
     assert all(tensor.isfinite().all() for tensor in (mean, logvar, parameters))
+
+
+def test_a_label_moves_posterior_and_image_and_every_class_has_its_own():
+    encoder = ConvEncoder(8, channels=2, latent_dim=5, width=4, num_classes=3)
+    decoder = ConvDecoder(8, channels=2, latent_dim=5, width=4, num_classes=3)
+    x, z, y = torch.randn(1, 2, 8, 8).expand(3, -1, -1, -1), torch.randn(1, 5).expand(3, -1), torch.arange(3)
+    for output in (encoder(x, y)[0], encoder(x, y)[1], decoder(z, y)):
+        assert len(output.flatten(1).unique(dim=0)) == 3
+    loss = sum(value.square().sum() for value in (*encoder(x, y), decoder(z, y)))
+    loss.backward()
+    assert all(p.grad.abs().sum() > 0 for network in (encoder, decoder) for p in network.parameters())
+
+
+def test_a_label_that_is_missing_or_not_wanted_is_refused():
+    encoder, decoder = small_pair()
+    for network, value in ((encoder, torch.zeros(1, 2, 12, 12)), (decoder, torch.zeros(1, 5))):
+        with pytest.raises(ValueError, match=f"{type(network).__name__}: built without num_classes"):
+            network(value, torch.tensor([0]))
+    with pytest.raises(ValueError, match="ConvEncoder: built with num_classes=3, so it needs labels"):
+        ConvEncoder(8, 1, latent_dim=2, width=4, num_classes=3)(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="ConvDecoder: built with num_classes=3, so it needs labels"):
+        ConvDecoder(8, 1, latent_dim=2, width=4, num_classes=3)(torch.zeros(1, 2))

@@ -151,3 +151,37 @@ def test_a_discriminator_without_waves_has_the_state_it_always_had():
 def test_wrong_waves_are_refused(options):
     with pytest.raises(ValueError, match="num_waves must not be negative and wave_number positive"):
         MLPDiscriminator(**options)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("silu", nn.SiLU), ("relu", nn.ReLU), ("tanh", nn.Tanh)])
+def test_the_perceptrons_of_a_vae_have_the_activation_they_are_given(name, kind):
+    for network in (MLPEncoder((2, 3), 4, activation=name), MLPDecoder((2, 3), 4, activation=name)):
+        between = [layer for layer in network.layers if not isinstance(layer, nn.Linear)]
+        assert {type(layer) for layer in between} == {kind}
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match=r"activation: must be one of \['silu', 'relu', 'tanh'\], got 'elu'"):
+        MLPEncoder((2, 3), 4, activation="elu")
+
+
+def test_the_layers_of_burda_et_al_have_their_sizes():
+    encoder = MLPEncoder((1, 28, 28), latent_dim=50, hidden_dim=200, num_layers=2, activation="tanh")
+    decoder = MLPDecoder((1, 28, 28), latent_dim=50, hidden_dim=200, num_layers=2, activation="tanh")
+    sizes = [[layer.out_features for layer in n.layers if isinstance(layer, nn.Linear)] for n in (encoder, decoder)]
+    assert sizes == [[200, 200, 100], [200, 200, 784]]
+
+
+def test_a_perceptron_gives_as_many_parameters_a_value_as_asked_and_reads_the_label():
+    decoder = MLPDecoder((1, 4, 6), latent_dim=3, num_classes=2, parameters_per_value=3)
+    z = torch.randn(1, 3).expand(2, -1)
+    output = decoder(z, torch.tensor([0, 1]))
+    assert output.shape == (2, 3, 4, 6)
+    assert not torch.equal(output[0], output[1])
+    encoder = MLPEncoder((1, 4, 6), latent_dim=3, num_classes=2)
+    mean, logvar = encoder(torch.zeros(2, 1, 4, 6), torch.tensor([0, 1]))
+    assert not torch.equal(mean[0], mean[1])
+    assert not torch.equal(logvar[0], logvar[1])
+    for network, value in ((encoder, torch.zeros(2, 1, 4, 6)), (decoder, z)):
+        with pytest.raises(ValueError, match=f"{type(network).__name__}: built with num_classes=2, so it needs labels"):
+            network(value)
