@@ -31,6 +31,18 @@ def sum_per_example(x: Tensor) -> Tensor:
     return x.flatten(start_dim=1).sum(dim=1)
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """``exp(entropy)`` of how often each of K things was seen: K if all equally often, 1 if always the same.
+
+    Args:
+        counts: At least one of them above zero, ``(K,)``.
+
+    Returns:
+        A scalar in ``[1, K]``.
+    """
+    return torch.special.entr(counts / counts.sum()).sum().exp()
+
+
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """No parameter of ``module`` asks for a gradient inside; each gets its own setting back, also after an error."""
@@ -123,6 +135,17 @@ def randn(shape: Sequence[int], generator: Generators = None, device: torch.devi
     if not generator:
         return torch.empty(tuple(shape), device=device)
     return torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
+
+
+def uniform(shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers drawn uniformly from ``[0, 1)``, float32; arguments as in :func:`randn`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.rand(tuple(shape), generator=generator, device=source).to(device)
+    _check_count(generator, shape[0])
+    if not generator:
+        return torch.empty(tuple(shape), device=device)
+    return torch.stack([torch.rand(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
 
 
 def random_labels(

@@ -41,6 +41,57 @@ class SupportsReconstruction(Protocol):
 
 
 @runtime_checkable
+class SupportsLikelihood(Protocol):
+    """A module with latents, whose likelihood can be estimated by importance sampling."""
+
+    num_classes: int | None
+    """How many classes the labels name; None if it takes none."""
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the likelihood is one of 8-bit pixels."""
+        ...
+
+    def log_importance_weights(self, x: Tensor, num_draws: int, y: Tensor | None = None) -> Tensor:
+        """``log p(x, z) / q(z|x)`` of draws from the posterior, nats, ``(num_draws, N)``."""
+        ...
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of ``q(z|x)``, each ``(N, D)``."""
+        ...
+
+    def kl_by_dimension(self, mean: Tensor, logvar: Tensor) -> Tensor | None:
+        """KL divergence of a posterior from the prior, nats, ``(N, D)``; None if there is no closed form."""
+        ...
+
+
+@runtime_checkable
+class SupportsLatents(Protocol):
+    """A module that goes from images to codes and back."""
+
+    num_classes: int | None
+    """How many classes the labels name; None if it takes none."""
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of the code of ``x``, each ``(N, D)``."""
+        ...
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images ``(N, C, H, W)`` in ``[-1, 1]`` of codes ``(N, D)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsKLSchedule(Protocol):
+    """A module whose KL term may change its weight, or its aim, in the course of training."""
+
+    kl_weight: float
+    """Factor on the KL term."""
+    capacity: float | None
+    """Nats that the KL term is to have; None leaves it to the objective."""
+
+
+@runtime_checkable
 class SupportsTrajectory(Protocol):
     """A module that samples step by step."""
 

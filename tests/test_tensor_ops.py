@@ -13,6 +13,7 @@ from lit_generative.tensor_ops import (
     from_uint8,
     frozen,
     full_precision,
+    perplexity,
     randn,
     random_labels,
     sample_generators,
@@ -206,3 +207,10 @@ def test_only_tensors_of_half_precision_become_float32_at_any_depth():
     assert cast["a"][1][1] is None
     assert cast["b"] is double
     assert cast["c"] is label
+
+
+def test_the_perplexity_counts_what_is_used():
+    torch.testing.assert_close(perplexity(torch.tensor([2.0, 2.0, 0.0, 2.0])), torch.tensor(3.0))
+    torch.testing.assert_close(perplexity(torch.tensor([0, 7])), torch.tensor(1.0))
+    p = torch.tensor([0.5, 0.3, 0.2]).double()
+    torch.testing.assert_close(perplexity(10 * p), torch.distributions.Categorical(p).entropy().exp())

@@ -31,7 +31,7 @@ def check_data(module: nn.Module, data: object) -> None:
         return
     for name, network in module.named_modules():
         shape, classes = getattr(network, "sample_shape", None), getattr(network, "num_classes", None)
-        who = f"model.{name} ({type(network).__name__})"
+        who = f"{f'model.{name}' if name else 'model'} ({type(network).__name__})"
         if shape is not None and tuple(shape) != tuple(data.sample_shape):
             raise ValueError(
                 f"{who} takes examples of shape {tuple(shape)}, but {type(data).__name__} yields "

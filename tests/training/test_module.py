@@ -28,11 +28,13 @@ from lit_generative.types import (
 )
 from lit_generative.vae.module import VAE
 from tests import tiny
+from tests.families import build
 
 FAMILIES = {
     "gan": (tiny.gan, tiny.ring),
     "conditional gan": (lambda **kwargs: tiny.image_gan(num_classes=10, **kwargs), tiny.digits),
     "vae": (tiny.vae, tiny.digits),
+    "vqvae": (functools.partial(build, "vqvae"), tiny.digits),
     "ddpm": (tiny.ddpm, tiny.digits),
     "conditional ddpm": (lambda **kwargs: tiny.point_ddpm(num_classes=4, **kwargs), tiny.ring),
 }
@@ -276,8 +278,8 @@ def test_a_checkpoint_of_other_widths_is_one_readable_error_that_names_the_setti
         tiny.train(tmp_path, tiny.vae(hidden_dim=9), tiny.digits(), ckpt_path=path)
     message = str(info.value)
     assert "has shape (6, 64) there, (9, 64) here" in message
-    assert "encoder: MLPEncoder(sample_shape=[1, 8, 8], latent_dim=3, hidden_dim=6, num_layers=1) in the" in message
-    assert "hidden_dim=9, num_layers=1) here" in message
+    assert "encoder: MLPEncoder(sample_shape=[1, 8, 8], latent_dim=3, hidden_dim=6, num_layers=1, activ" in message
+    assert "hidden_dim=9, num_layers=1, activation=silu, num_classes=None) here" in message
     assert "likelihood" not in message
     assert "\n" not in message
 

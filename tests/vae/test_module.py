@@ -21,10 +21,6 @@ SHAPE = (2, 3, 4)
 SIGMA = 0.6
 
 
-class SevenDraws(Elbo):
-    num_draws = 7
-
-
 class LinearDecoder(Recorded, torch.nn.Module):
     """Two latents to six pixels, by a matrix with orthogonal columns: the true posterior is diagonal."""
 
@@ -149,7 +145,7 @@ def test_an_update_equals_a_bare_pytorch_step():
 
 
 def test_an_objective_gets_the_draws_it_asks_for():
-    module, seen = mlp_vae(objective=SevenDraws()), []
+    module, seen = mlp_vae(objective=Elbo(num_draws=7)), []
     module.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     run = trainer(max_steps=1)
     run.fit(module, loader(images(4)))
