@@ -1,0 +1,122 @@
+"""The likelihood of held-out data, estimated by importance sampling, and how much of the code is used."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from typing_extensions import override
+
+from lit_generative.metrics.moments import FeatureSums
+from lit_generative.tensor_ops import derive_seed, evaluating
+from lit_generative.types import SupportsLikelihood
+
+
+class LikelihoodEvaluation(L.Callback):
+    """Logs ``test/nll`` (nats), ``test/bits_per_dim`` where it is defined, active units and the KL of each dimension.
+
+    The last where the prior has it in closed form.
+
+    The negative log-likelihood of an example is ``-log 1/K sum_k p(x, z_k) / q(z_k|x)``, an upper bound that falls to
+    the true one as K grows. It is computed in chunks, so that memory does not depend on K, and with random numbers of
+    its own, so that it is the same each time. A unit is active if the variance of its posterior mean over the data is
+    above 0.01; where none is, the posterior has collapsed, and a warning says so.
+
+    Source: Burda, Grosse & Salakhutdinov 2016, sec. 5 and app. C (arXiv:1509.00519).
+
+    Args:
+        num_draws: K at the test; 5,000 in the literature.
+        val_draws: K at each validation; None estimates no likelihood there, which takes K passes of the decoder.
+        chunk_size: Draws at a time.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If a number is below 1.
+        TypeError: If the module has no posterior.
+    """
+
+    def __init__(
+        self, num_draws: int = 5000, val_draws: int | None = None, chunk_size: int = 100, seed: int = 0
+    ) -> None:
+        for name, value in (("num_draws", num_draws), ("val_draws", val_draws), ("chunk_size", chunk_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"LikelihoodEvaluation: {name} must be at least 1, got {value}.")
+        self.num_draws, self.val_draws, self.chunk_size, self.seed = num_draws, val_draws, chunk_size, seed
+        self._means: FeatureSums | None = None
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, SupportsLikelihood):
+            raise TypeError(f"LikelihoodEvaluation: {type(pl_module).__name__} has no posterior to draw from.")
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._observe(trainer, pl_module, "val", batch, batch_idx, self.val_draws)
+
+    @override
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._observe(trainer, pl_module, "test", batch, batch_idx, self.num_draws)
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log_active_units(pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log_active_units(pl_module, "test")
+
+    @torch.no_grad()
+    def _observe(
+        self, trainer: L.Trainer, pl_module: Any, stage: str, batch: Any, batch_idx: int, num_draws: int | None
+    ) -> None:
+        x = batch["image"]
+        y = None if pl_module.num_classes is None else batch["label"]
+        with evaluating(pl_module), trainer.precision_plugin.forward_context(), isolate_rng():
+            torch.manual_seed(derive_seed("likelihood", self.seed, batch_idx, trainer.global_rank))
+            mean, logvar = cast(SupportsLikelihood, pl_module).posterior(x, y)
+            nll = None if num_draws is None else self.negative_log_likelihood(pl_module, x, y, num_draws)
+        if self._means is None:
+            self._means = FeatureSums(mean.shape[1])
+        self._means.update(mean)
+        options = {"batch_size": len(x), "sync_dist": True, "on_step": False, "on_epoch": True}
+        kl = pl_module.kl_by_dimension(mean, logvar)
+        for i, value in enumerate(() if kl is None or stage == "val" else kl.mean(dim=0)):
+            pl_module.log(f"{stage}/kl_of_dimension/{i:03d}", value, **options)
+        if nll is None:
+            return
+        pl_module.log(f"{stage}/nll", nll.mean(), **options)
+        if pl_module.is_discrete:
+            bits = nll / (math.log(2) * x[0].numel())
+            pl_module.log(f"{stage}/bits_per_dim", bits.mean(), **options)
+
+    def negative_log_likelihood(self, model: SupportsLikelihood, x: Tensor, y: Tensor | None, num_draws: int) -> Tensor:
+        """Importance-sampling estimate for images ``(N, C, H, W)`` and labels, if there are any: nats, ``(N,)``."""
+        total = x.new_full((len(x),), -math.inf)
+        for start in range(0, num_draws, self.chunk_size):
+            num = min(self.chunk_size, num_draws - start)
+            total = torch.logaddexp(total, torch.logsumexp(model.log_importance_weights(x, num, y), dim=0))
+        return math.log(num_draws) - total
+
+    def _log_active_units(self, pl_module: L.LightningModule, stage: str) -> None:
+        if self._means is None:
+            return
+        variance = self._means.moments().cov.diagonal()
+        self._means = None
+        active = int((variance > 0.01).sum())
+        pl_module.log(f"{stage}/active_units", torch.tensor(float(active)), sync_dist=True)
+        if active == 0:
+            rank_zero_warn(
+                f"LikelihoodEvaluation: none of {len(variance)} latent units is active: the posterior has collapsed to "
+                "the prior. Warm the KL term up (KLWarmup), give it free bits, or weaken the decoder."
+            )

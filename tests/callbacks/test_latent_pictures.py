@@ -1,0 +1,69 @@
+"""The three pictures show what they say, at each validation, and training does not notice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_generative.callbacks.ema import EMA
+from lit_generative.callbacks.latent_pictures import LatentPictures
+from lit_generative.pictures import grid
+from lit_generative.training.csv_logger import CSVLogger
+from tests import tiny
+from tests.vae.test_module_options import conditional
+
+NAMES = ("reconstructions", "interpolations", "traversals")
+
+
+class Identity:
+    """An image of 1x1x2 pixels is its own code."""
+
+    num_classes = None
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean = x.flatten(start_dim=1)
+        return mean, torch.tensor([0.0, -4.0]).expand_as(mean)  # the second unit has the larger KL
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return z.reshape(-1, 1, 1, 2)
+
+
+def test_each_picture_by_hand():
+    x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    pictures = LatentPictures(num_columns=3, num_units=1).draw(Identity(), x, None)
+    tiny.assert_same(pictures["reconstructions"], grid(torch.cat([x, x]), columns=2))
+    way = torch.tensor([[-1.0, 0.5], [-0.5, 0.75], [0.0, 1.0], [0.0, 1.0], [-0.5, 0.75], [-1.0, 0.5]])
+    tiny.assert_same(pictures["interpolations"], grid(way.reshape(6, 1, 1, 2), columns=3))
+    turned = torch.tensor([[-1.0, -3.0], [-1.0, 0.0], [-1.0, 3.0]])
+    tiny.assert_same(pictures["traversals"], grid(turned.reshape(3, 1, 1, 2), columns=3))
+
+
+@pytest.mark.parametrize("build", [tiny.vae, conditional])
+def test_each_validation_writes_them_and_changes_no_weight(tmp_path, build):
+    options = {"max_steps": 2, "val_check_interval": 1, "limit_val_batches": 2}
+    bare, drawn = build(), build()
+    tiny.train(tmp_path / "a", bare, tiny.digits(), callbacks=[EMA(half_life=10)], **options)
+    logger = CSVLogger(str(tmp_path), name="run", version="0")
+    callbacks = [EMA(half_life=10), LatentPictures(num_images=4, num_columns=5, num_units=2)]
+    tiny.train(tmp_path / "b", drawn, tiny.digits(), callbacks=callbacks, logger=logger, **options)
+    tiny.assert_same(tiny.weights(drawn), tiny.weights(bare))
+    folder = tmp_path / "run" / "0" / "samples"
+    assert sorted(path.name for path in folder.glob("*.png")) == sorted(
+        f"{name}_{step:07d}.png" for name in NAMES for step in (1, 2)
+    )
+    sizes = {name: Image.open(folder / f"{name}_0000002.png").size for name in NAMES}
+    assert sizes["reconstructions"][0] > sizes["reconstructions"][1]  # four columns, two rows
+    assert sizes["interpolations"][0] > sizes["interpolations"][1]  # five columns, four rows
+
+
+def test_a_module_without_codes_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"LatentPictures: GAN has no posterior\(\) and decode\(\)"):
+        tiny.train(tmp_path, tiny.gan(), tiny.ring(), callbacks=[LatentPictures()])
+
+
+@pytest.mark.parametrize(("name", "least"), [("num_images", 1), ("num_columns", 2), ("num_units", 1)])
+def test_numbers_that_leave_no_picture_are_refused(name, least):
+    with pytest.raises(ValueError, match=f"LatentPictures: {name} must be at least {least}, got {least - 1}"):
+        LatentPictures(**{name: least - 1})
