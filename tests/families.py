@@ -19,17 +19,21 @@ from lit_generative.diffusion.samplers import DDPMSampler
 from lit_generative.diffusion.schedules import CosineSchedule
 from lit_generative.gan.losses import NonSaturating
 from lit_generative.gan.module import GAN
+from lit_generative.networks.code_prior import PixelCNNPrior
 from lit_generative.networks.conv_vae import ConvDecoder, ConvEncoder
+from lit_generative.networks.conv_vq import ConvFeatureDecoder, ConvFeatureEncoder
 from lit_generative.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_generative.networks.diffusers_unet import DiffusersUNet
+from lit_generative.networks.quantizer import VectorQuantizer
 from lit_generative.training.checkpoint_io import SafeCheckpointIO
 from lit_generative.training.lr_schedules import WarmupCosine
 from lit_generative.training.module import GenerativeModule
-from lit_generative.vae.likelihoods import Bernoulli
+from lit_generative.vae.likelihoods import Bernoulli, Gaussian
 from lit_generative.vae.module import VAE
 from lit_generative.vae.objectives import Elbo
+from lit_generative.vae.vq_module import VQVAE
 
-FAMILIES = ("gan", "vae", "ddpm")
+FAMILIES = ("gan", "vae", "vqvae", "ddpm")
 adam = functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.999))
 schedule = functools.partial(WarmupCosine, warmup_steps=2, total_steps=20)
 
@@ -58,6 +62,18 @@ def build(family: str, seed: int = 0, **changes: Any) -> GenerativeModule:
             "scheduler": schedule,
         }
         return VAE(**defaults | changes)
+    if family == "vqvae":
+        defaults = {
+            "encoder": ConvFeatureEncoder(8, 1, dim=3, width=8, num_stages=1, num_blocks=1),
+            # Of 256 vectors a code on average, so that some are restarted soon.
+            "quantizer": VectorQuantizer(16, dim=3, decay=0.8, restart_below=100.0),
+            "decoder": ConvFeatureDecoder(8, 1, dim=3, width=8, num_stages=1, num_blocks=1),
+            "prior": PixelCNNPrior(16, grid_size=4, width=8, num_layers=2, num_classes=10, dropout=0.1),
+            "likelihood": Gaussian(),
+            "optimizer": adam,
+            "scheduler": schedule,
+        }
+        return VQVAE(**defaults | changes)
     defaults = {
         "network": DiffusersUNet(8, 1, num_classes=10, widths=(8, 16), layers_per_block=1, patch_size=2, dropout=0.1),
         "schedule": CosineSchedule(20),

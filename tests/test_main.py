@@ -66,7 +66,7 @@ def test_an_unknown_command_is_refused(capsys):
     assert "fitt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["GAN", "VAE", "DDPM"])
+@pytest.mark.parametrize("name", ["GAN", "VAE", "VQVAE", "DDPM"])
 def test_the_families_are_loaded_when_first_used(name):
     assert getattr(lit_generative, name).__name__ == name
 
