@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from lit_generative.diffusion.module import DDPM
     from lit_generative.gan.module import GAN
     from lit_generative.loading import load_ema
+    from lit_generative.vae.adversarial_module import AdversarialVAE
     from lit_generative.vae.module import VAE
+    from lit_generative.vae.vq_module import VQVAE
 
 __version__ = "0.1.0"
-__all__ = ["DDPM", "GAN", "VAE", "__version__", "load_ema"]
+__all__ = ["DDPM", "GAN", "VAE", "VQVAE", "AdversarialVAE", "__version__", "load_ema"]
 
-_HOMES = {"DDPM": "diffusion.module", "GAN": "gan.module", "VAE": "vae.module", "load_ema": "loading"}
+_HOMES = {
+    "AdversarialVAE": "vae.adversarial_module",
+    "DDPM": "diffusion.module",
+    "GAN": "gan.module",
+    "VAE": "vae.module",
+    "VQVAE": "vae.vq_module",
+    "load_ema": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:
