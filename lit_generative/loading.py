@@ -151,7 +151,10 @@ def _takes_text(cls: type, argument: str) -> bool:
     for base in cls.__mro__:
         init = base.__dict__.get("__init__")
         if init is not None and argument in inspect.signature(init).parameters:
-            hint = get_type_hints(init).get(argument)
+            try:
+                hint = get_type_hints(init).get(argument)
+            except NameError:  # names that only type checkers import; a class that takes text is then refused it
+                hint = None
             return (
                 hint is str
                 or get_origin(hint) is Literal
