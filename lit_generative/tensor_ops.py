@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -128,24 +128,12 @@ def randn(shape: Sequence[int], generator: Generators = None, device: torch.devi
     Raises:
         ValueError: If a sequence of generators has not one for each example.
     """
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.randn(tuple(shape), generator=generator, device=source).to(device)
-    _check_count(generator, shape[0])
-    if not generator:
-        return torch.empty(tuple(shape), device=device)
-    return torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
+    return _drawn(torch.randn, shape, generator, device)
 
 
 def uniform(shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu") -> Tensor:
     """Numbers drawn uniformly from ``[0, 1)``, float32; arguments as in :func:`randn`."""
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.rand(tuple(shape), generator=generator, device=source).to(device)
-    _check_count(generator, shape[0])
-    if not generator:
-        return torch.empty(tuple(shape), device=device)
-    return torch.stack([torch.rand(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
+    return _drawn(torch.rand, shape, generator, device)
 
 
 def random_labels(
@@ -178,6 +166,18 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(pixels: Tensor) -> Tensor:
     """Scale pixels 0..255 to float32 in ``[-1, 1]``; the inverse of :func:`to_uint8`."""
     return pixels.float().div(127.5).sub(1.0)
+
+
+def _drawn(
+    draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device | str
+) -> Tensor:
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return draw(tuple(shape), generator=generator, device=source).to(device)
+    _check_count(generator, shape[0])
+    if not generator:
+        return torch.empty(tuple(shape), device=device)
+    return torch.stack([draw(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
 
 
 def _check_count(generators: Sequence[torch.Generator], num: int) -> None:

@@ -20,6 +20,7 @@ from lit_generative.tensor_ops import (
     sum_per_example,
     to_float32,
     to_uint8,
+    uniform,
 )
 
 
@@ -214,3 +215,14 @@ def test_the_perplexity_counts_what_is_used():
     torch.testing.assert_close(perplexity(torch.tensor([0, 7])), torch.tensor(1.0))
     p = torch.tensor([0.5, 0.3, 0.2]).double()
     torch.testing.assert_close(perplexity(10 * p), torch.distributions.Categorical(p).entropy().exp())
+
+
+def test_uniform_numbers_lie_in_the_unit_interval_and_do_not_depend_on_the_batch():
+    numbers = uniform((4000, 3), torch.Generator().manual_seed(0))
+    assert 0 <= float(numbers.min()) < 0.01 < 0.99 < float(numbers.max()) < 1
+    together = uniform((4, 2), sample_generators(0, 4))
+    apart = torch.cat([uniform((1, 2), sample_generators(0, 1, start=i)) for i in range(4)])
+    torch.testing.assert_close(apart, together, rtol=0, atol=0)
+    assert uniform((0, 2), []).shape == (0, 2)
+    with pytest.raises(ValueError, match="need one for each of 3 samples, got 2"):
+        uniform((3,), sample_generators(0, 2))
