@@ -29,5 +29,10 @@ class TinyFeatures(FeatureExtractor):
     def forward(self, images: torch.Tensor) -> Features:
         check_images(images, "TinyFeatures")
         pixels = images.float().div(127.5).sub(1.0).expand(-1, 3, -1, -1)
-        embedding = self.norm(F.adaptive_avg_pool2d(pixels, 4).flatten(1)) @ self.weight
-        return Features(embedding, embedding @ self.head)
+        embedding = _rows(self.norm(F.adaptive_avg_pool2d(pixels, 4).flatten(1)), self.weight)
+        return Features(embedding, _rows(embedding, self.head))
+
+
+def _rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x @ weight``, a row at a time: on some processors the last bit of a product depends on how many rows it has."""
+    return torch.bmm(x.unsqueeze(1), weight.expand(len(x), -1, -1)).squeeze(1)
