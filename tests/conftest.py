@@ -19,3 +19,8 @@ def no_global_seed():
     os.environ.pop("PL_GLOBAL_SEED", None)
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process waits at the end for another."""
+    items.sort(key=lambda item: ("test_notebooks" not in item.nodeid, item.get_closest_marker("slow") is None))

@@ -91,7 +91,7 @@ def test_the_used_config_is_beside_the_run_and_in_the_checkpoint_and_runs_again(
     inside = yaml.safe_load(load_checkpoint(LAST)["config"])
     assert beside["model"] == inside["model"]
     assert beside["data"] == inside["data"]
-    assert inside["model"]["init_args"]["objective"]["init_args"] == {"beta": 2.0}
+    assert inside["model"]["init_args"]["objective"]["init_args"]["beta"] == 2.0
     Path("again.yaml").write_text(load_checkpoint(LAST)["config"])
     assert main(["fit", "--config", "again.yaml", "--trainer.max_steps", "1"]) == 0
 
@@ -150,7 +150,7 @@ def test_when_fitting_the_config_wins_over_the_checkpoint():
     assert litgen("fit", "--ckpt_path", str(LAST), *options) == 0
     resumed = load_checkpoint("runs/vae/version_1/checkpoints/last.ckpt")
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 5e-4
-    assert resumed["hyper_parameters"]["objective"]["init_args"] == {"beta": 3.0}
+    assert resumed["hyper_parameters"]["objective"]["init_args"]["beta"] == 3.0
 
 
 def test_a_width_that_does_not_fit_the_checkpoint_is_one_readable_error(capsys):

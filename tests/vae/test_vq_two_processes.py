@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow  # each process imports everything anew
-@pytest.mark.parametrize("broadcast_buffers", [True, False])
+@pytest.mark.parametrize("broadcast_buffers", [True])  # DDP's default; False gave the same
 def test_two_processes_make_the_updates_and_the_restarts_of_one(tmp_path, broadcast_buffers):
     before = vq_ddp_process.module().state_dict()
     trained, metrics = vq_ddp_process.train(1, tmp_path)
