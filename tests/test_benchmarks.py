@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import callbacks, frechet_speed, overhead
+from benchmarks import callbacks, frechet_speed, mode_coverage, overhead
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from tests.tiny import trainer, weights
 
@@ -82,3 +82,38 @@ def test_time_in_a_function_that_calls_another_is_counted_once():
     meter.timed("outer", lambda: (work(0.01), inner(0.02), inner(0.02)))()
     assert meter.seconds["inner"] == pytest.approx(0.04, rel=0.1)
     assert meter.seconds["outer"] == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.slow  # each run is a process
+def test_mode_coverage_runs_what_is_missing_and_puts_the_published_rows_below(tmp_path, capsys):
+    options = ["--data", "ring", "--seeds", "3", "--work", str(tmp_path), "--out", str(tmp_path / "table.md")]
+    options += ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
+    mode_coverage.main([*options, "--methods", "gan"])
+    rows = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| config or paper", "modes", "high quality", "reverse KL, nats", "steps", "weights", "CPU s |"]
+    assert rows[2][0] == "| `ring_gan`"
+    assert re.fullmatch(r"\d\.\d", rows[2][1])
+    assert [row[0] for row in rows[3:]] == [
+        "| GAN, published",
+        "| Unrolled, published",
+        *("| VEEGAN, published", "| PacGAN2, published"),
+    ]
+    assert capsys.readouterr().out.count("ring_gan 3") == 1
+    results = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert sorted(results) == ["ring_gan_3"]
+    mode_coverage.main([*options, "--methods", "gan"])  # nothing is run again
+    assert {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == results
+
+
+def test_mode_coverage_tells_mean_deviation_and_the_size_of_the_networks():
+    runs = [{"modes": 7.0, "high_quality": 0.5, "reverse_kl": 0.25, "seconds": 10.0}]
+    runs.append({"modes": 8.0, "high_quality": 0.7, "reverse_kl": 0.75, "seconds": 13.0})
+    (row,) = [line for line in mode_coverage.table("ring", {"ring_gan": runs}).splitlines() if "`ring_gan`" in line]
+    assert row == "| `ring_gan` | 7.5 ± 0.7 | 60.0% ± 14.1% | 0.500 ± 0.354 | 6,000 | 17 k + 1 k | 12 |"
+
+
+def test_a_run_of_mode_coverage_that_fails_says_where_its_log_is(tmp_path):
+    with pytest.raises(RuntimeError, match=r"--trainer.max_stepz=2 failed: see .*ring_gan_0.log.txt"):
+        mode_coverage.main(
+            ["--data", "ring", "--methods", "gan", "--seeds", "0", "--work", str(tmp_path), *("--trainer.max_stepz=2",)]
+        )
