@@ -91,21 +91,31 @@ def execute(run: Run, work: Path, options: Sequence[str]) -> dict[str, Any]:
     key = [yaml.safe_load(run.config.read_text()), run.seed, *options]
     if result.exists() and (done := json.loads(result.read_text()))["key"] == key:
         return dict(done["scores"])
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    command = [sys.executable, "-m", "lit_generative", "fit", "--config", str(run.config)]
-    command += ["--seed_everything", str(run.seed), *quiet, *options]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed: see {folder / 'log.txt'}.")
-    scores = last_scores(folder, list(DATA[run.data].scores)) | {"seconds": usage.ru_utime + usage.ru_stime}
+    seconds = litgen("fit", run.config, folder, ["--seed_everything", str(run.seed), *options])
+    scores = last_scores(folder, list(DATA[run.data].scores)) | {"seconds": seconds}
     result.write_text(json.dumps({"key": key, "scores": scores}))
     print(run.config.stem, run.seed, {name: round(value, 3) for name, value in scores.items()}, flush=True)
     return scores
+
+
+def litgen(command: str, config: Path, folder: Path, options: Sequence[str]) -> float:
+    """Run ``litgen`` on one thread in a folder of its own; returns the CPU seconds of the whole process.
+
+    Raises:
+        RuntimeError: If it fails; its output is in ``log_<command>.txt`` there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    arguments = [sys.executable, "-m", "lit_generative", command, "--config", str(config), *quiet, *options]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    output = folder / f"log_{command}.txt"
+    with output.open("w") as log:
+        process = subprocess.Popen(arguments, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(arguments)} failed: see {output}.")
+    return usage.ru_utime + usage.ru_stime
 
 
 def last_scores(folder: Path, names: Iterable[str]) -> dict[str, float]:

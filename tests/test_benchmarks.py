@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import callbacks, frechet_speed, mode_coverage, overhead
+from benchmarks import callbacks, frechet_speed, mode_coverage, overhead, vae_likelihood
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from tests.tiny import trainer, weights
 
@@ -113,7 +113,17 @@ def test_mode_coverage_tells_mean_deviation_and_the_size_of_the_networks():
 
 
 def test_a_run_of_mode_coverage_that_fails_says_where_its_log_is(tmp_path):
-    with pytest.raises(RuntimeError, match=r"--trainer.max_stepz=2 failed: see .*ring_gan_0.log.txt"):
+    with pytest.raises(RuntimeError, match=r"--trainer.max_stepz=2 failed: see .*ring_gan_0.log_fit.txt"):
         mode_coverage.main(
             ["--data", "ring", "--methods", "gan", "--seeds", "0", "--work", str(tmp_path), *("--trainer.max_stepz=2",)]
         )
+
+
+@pytest.mark.slow  # two processes
+def test_vae_likelihood_trains_tests_and_prints_a_row_for_each_method(tmp_path):
+    options = ["--binarize", "static", "--methods", "IWAE-5", "--seeds", "1", "--work", str(tmp_path)]
+    options += ["--out", str(tmp_path / "table.md"), "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    vae_likelihood.main(options)
+    rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert re.fullmatch(r"\| IWAE-5 \| [\d.]+ \| -[\d.]+ \| [\d.]+ \| [\d.]+ \| \d+ \|", rows[2])
