@@ -1,8 +1,8 @@
 """Trains the VAEs of ``configs/vae`` on binarized digits over several seeds, and tabulates their test likelihoods.
 
-Run: ``python benchmarks/vae_likelihood.py``, half a CPU hour. Each run is ``litgen fit`` and ``litgen test`` on one
-thread, in a folder of its own below ``--work``; a run that is there already is not repeated. The tables are in
-``benchmarks/results/vae_likelihood.md``.
+Run: ``python benchmarks/vae_likelihood.py --out benchmarks/results/vae_likelihood.md``, half a CPU hour. Each run is
+``litgen fit`` and ``litgen test`` on one thread, in a folder of its own below ``--work``; a run that is there already
+is not repeated.
 """
 
 from __future__ import annotations
