@@ -184,8 +184,8 @@ class ImportanceWeighted(Objective):
         if self.doubly_reparameterized:
             posterior = normal_log_prob(draws.z, draws.mean.detach(), draws.logvar.detach())
         log_weight = draws.log_likelihood + draws.kl_weight * (draws.log_prior - posterior)
-        share = log_weight.detach().softmax(dim=0)
         if self.doubly_reparameterized and draws.z.requires_grad:
+            share = log_weight.detach().softmax(dim=0)
             # The bound's own gradient has one factor of the shares, this one two.
             draws.z.register_hook(lambda gradient: share.unsqueeze(2) * gradient)
         return -importance_bound(log_weight)
