@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +23,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.runs import ROOT, litgen, spread
+
 CONFIGS = ROOT / "configs/gan"
 
 
@@ -98,26 +96,6 @@ def execute(run: Run, work: Path, options: Sequence[str]) -> dict[str, Any]:
     return scores
 
 
-def litgen(command: str, config: Path, folder: Path, options: Sequence[str]) -> float:
-    """Run ``litgen`` on one thread in a folder of its own; returns the CPU seconds of the whole process.
-
-    Raises:
-        RuntimeError: If it fails; its output is in ``log_<command>.txt`` there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    arguments = [sys.executable, "-m", "lit_generative", command, "--config", str(config), *quiet, *options]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    output = folder / f"log_{command}.txt"
-    with output.open("w") as log:
-        process = subprocess.Popen(arguments, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(arguments)} failed: see {output}.")
-    return usage.ru_utime + usage.ru_stime
-
-
 def last_scores(folder: Path, names: Iterable[str]) -> dict[str, float]:
     """What the run's newest CSV file says of the last validation."""
     newest = max(folder.glob("runs/*/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
@@ -159,12 +137,6 @@ def preface(runs: Sequence[Run], scores: Sequence[dict[str, Any]]) -> str:
             "of 128 in the generator, one in the discriminator, two latents), about the published one's size.",
         ]
     )
-
-
-def spread(form: str, values: Sequence[float]) -> str:
-    """Mean, and standard deviation where there are several."""
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}"
 
 
 def setting(config: Path) -> tuple[str, str]:
