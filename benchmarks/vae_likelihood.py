@@ -80,7 +80,11 @@ METHODS = {
     "IWAE-5": weighted(5),
     "IWAE-5, DReG": (*weighted(5), "--model.objective.init_args.doubly_reparameterized=true"),
     "IWAE-50": weighted(50),
-    "VampPrior": ("--model.prior=lit_generative.vae.priors.VampPrior", "--model.prior.init_args.num_components=200"),
+    "VampPrior": (
+        "--model.prior=lit_generative.vae.priors.VampPrior",
+        "--model.prior.init_args.num_components=200",
+        "--model.prior.init_args.from_data=true",
+    ),
 }
 SCORES = {
     "nll": ("NLL, nats", ".2f"),

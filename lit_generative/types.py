@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -42,7 +43,7 @@ class SupportsReconstruction(Protocol):
 
 @runtime_checkable
 class SupportsLikelihood(Protocol):
-    """A module with latents, whose likelihood can be estimated by importance sampling."""
+    """A module with latents, vectors or maps, whose likelihood can be estimated by importance sampling."""
 
     num_classes: int | None
     """How many classes the labels name; None if it takes none."""
@@ -57,11 +58,11 @@ class SupportsLikelihood(Protocol):
         ...
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance of ``q(z|x)``, each ``(N, D)``."""
+        """Mean and logarithm of the variance of ``q(z|x)``, each ``(N, D)`` or ``(N, D, h, w)``."""
         ...
 
     def kl_by_dimension(self, mean: Tensor, logvar: Tensor) -> Tensor | None:
-        """KL divergence of a posterior from the prior, nats, ``(N, D)``; None if there is no closed form."""
+        """KL divergence of a posterior from the prior, nats, shaped like ``mean``; None without a closed form."""
         ...
 
 
@@ -73,20 +74,48 @@ class SupportsLatents(Protocol):
     """How many classes the labels name; None if it takes none."""
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance of the code of ``x``, each ``(N, D)``."""
+        """Mean and logarithm of the variance of the code of ``x``, each ``(N, D)`` or ``(N, D, h, w)``."""
+        ...
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The one code that stands for ``x``, as :meth:`decode` takes it."""
         ...
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images ``(N, C, H, W)`` in ``[-1, 1]`` of codes ``(N, D)``."""
+        """Images ``(N, C, H, W)`` in ``[-1, 1]`` of codes ``(N, D)`` or ``(N, D, h, w)``."""
+        ...
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """A trained autoencoder, on whose latents another model can be trained."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent: ``(D,)`` or ``(D, h, w)``."""
+        ...
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of the latents of ``x``, each ``(N, *latent_shape)``."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in ``[-1, 1]`` of latents ``(N, *latent_shape)``."""
         ...
 
 
 @runtime_checkable
 class SupportsKLSchedule(Protocol):
-    """A module whose KL term may change its weight, or its aim, in the course of training."""
+    """A module whose KL term may change its weight in the course of training."""
 
     kl_weight: float
-    """Factor on the KL term."""
+    """Weight of the KL term in training; what it is when training starts is the full one."""
+
+
+@runtime_checkable
+class SupportsCapacity(Protocol):
+    """A module whose KL term may change its aim in the course of training."""
+
     capacity: float | None
     """Nats that the KL term is to have; None leaves it to the objective."""
 
@@ -160,3 +189,18 @@ class DescribesModes(Protocol):
     """Means, ``(K, 2)``."""
     std: float
     """Standard deviation along each axis."""
+
+
+class DensityEstimator(ABC):
+    """A way to say how likely data is under a model, chosen beside the callback that asks."""
+
+    @abstractmethod
+    def estimate(self, module: Any, x: Tensor, y: Tensor | None, generator: Generators) -> dict[str, Tensor]:
+        """Figures of each example by name, each ``(N,)``.
+
+        Args:
+            module: The model.
+            x: Examples, ``(N, ...)``.
+            y: Labels, ``(N,)``, if the model has classes.
+            generator: One for each example, the source of all randomness.
+        """

@@ -8,13 +8,14 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lit_generative.types import SupportsKLSchedule
+from lit_generative.types import SupportsCapacity, SupportsKLSchedule
 
 
 class KLWarmup(L.Callback):
     """Raises the weight of the KL term linearly to its own, so that the code is used before it is paid for.
 
-    It depends on the step alone, so a resumed run goes on where it was. Validation and test always weigh the KL fully.
+    The module's own ``kl_weight`` is what it rises to, and what the module has again after training. It depends on the
+    step alone, so a resumed run goes on where it was. Validation and test always weigh the KL fully.
 
     Source: Bowman et al. 2016 (arXiv:1511.06349), Sonderby et al. 2016 (arXiv:1602.02282); in cycles: Fu et al. 2019,
     sec. 3.2 (arXiv:1903.10145).
@@ -39,10 +40,14 @@ class KLWarmup(L.Callback):
                 f"KLWarmup: a cycle must hold its warm-up, got cycle_steps={cycle_steps} < warmup_steps={warmup_steps}."
             )
         self.warmup_steps, self.start, self.cycle_steps = warmup_steps, start, cycle_steps
+        self._full: float | None = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _check_module("KLWarmup", pl_module)
+        if not isinstance(pl_module, SupportsKLSchedule):
+            raise TypeError(
+                f"KLWarmup: {type(pl_module).__name__} has no kl_weight. Use it with a VAE or an AdversarialVAE."
+            )
         if stage == "fit" and 0 <= trainer.max_steps < self.warmup_steps:
             rank_zero_warn(
                 f"KLWarmup: the warm-up of {self.warmup_steps} updates is longer than training, {trainer.max_steps}: "
@@ -50,8 +55,22 @@ class KLWarmup(L.Callback):
             )
 
     @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._full = pl_module.kl_weight
+
+    @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.kl_weight = self.weight(trainer.global_step)
+        if self._full is not None:
+            pl_module.kl_weight = self._full * self.weight(trainer.global_step)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self._full is not None:
+            pl_module.kl_weight, self._full = self._full, None
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)  # else a second fit would take the lowered weight for the full one
 
     def weight(self, step: int) -> float:
         """Share of the KL term's weight at update ``step``, counted from 0."""
@@ -83,7 +102,11 @@ class CapacitySchedule(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _check_module("CapacitySchedule", pl_module)
+        if not isinstance(pl_module, SupportsCapacity):
+            raise TypeError(
+                f"CapacitySchedule: {type(pl_module).__name__} has no capacity. Use it with a VAE and the objective "
+                "Capacity."
+            )
 
     @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -92,8 +115,3 @@ class CapacitySchedule(L.Callback):
     def capacity(self, step: int) -> float:
         """Nats aimed at in update ``step``, counted from 0."""
         return self.start + (self.end - self.start) * min(1.0, step / self.num_steps)
-
-
-def _check_module(who: str, module: L.LightningModule) -> None:
-    if not isinstance(module, SupportsKLSchedule):
-        raise TypeError(f"{who}: {type(module).__name__} has no kl_weight and capacity. Use it with a VAE.")

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lit_generative.callbacks.ema import averaged_weights
 from lit_generative.callbacks.media import log_image
 from lit_generative.pictures import grid, save_png
+from lit_generative.tensor_ops import expand_like
 from lit_generative.types import SupportsLatents
 
 
@@ -23,9 +24,11 @@ class LatentPictures(L.Callback):
     * ``reconstructions``: an image above, and below it what its code gives.
     * ``interpolations``: a row from one image to the next, along the straight line between their codes.
     * ``traversals``: a row for each of the units with the largest KL, with all others at the first image's code and
-      this one from -3 to 3 standard deviations of the prior.
+      this one from -3 to 3 standard deviations of the prior. Left out where the code is a map: there, a single number
+      belongs to one place.
 
-    Codes are posterior means; weights the averaged ones where there are any. Training's random numbers are untouched.
+    Codes are posterior means, or what a flow makes of them; weights the averaged ones where there are any. Training's
+    random numbers are untouched.
 
     Args:
         num_images: Images, and rows of interpolations.
@@ -52,7 +55,7 @@ class LatentPictures(L.Callback):
         # Asked of all processes: Lightning broadcasts it, and only the first one draws.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if not isinstance(pl_module, SupportsLatents):
-            raise TypeError(f"LatentPictures: {type(pl_module).__name__} has no posterior() and decode() to draw with.")
+            raise TypeError(f"LatentPictures: {type(pl_module).__name__} has no posterior(), encode() and decode().")
 
     @override
     def on_validation_batch_end(
@@ -82,19 +85,26 @@ class LatentPictures(L.Callback):
             y: Labels, ``(N,)``, if the model has classes.
 
         Returns:
-            uint8 pictures ``(height, width, 3)`` by name.
+            uint8 pictures ``(height, width, 3)`` by name; ``traversals`` where the codes are vectors.
         """
-        mean, logvar = model.posterior(x, y)
-        pairs = torch.stack([x, model.decode(mean, y)], dim=0).flatten(0, 1)
-        steps = torch.linspace(0, 1, self.num_columns, device=x.device)[:, None]
-        along = torch.stack([torch.lerp(a, b, steps) for a, b in zip(mean, mean.roll(-1, dims=0), strict=True)])
-        kl = (mean.square() + logvar.exp() - logvar).mean(dim=0)
-        units = kl.topk(min(self.num_units, mean.shape[1])).indices
-        turned = mean[0].repeat(len(units), self.num_columns, 1)
-        turned[torch.arange(len(units)), :, units] = torch.linspace(-3, 3, self.num_columns, device=x.device)
-        rows = {"interpolations": (along, y), "traversals": (turned, None if y is None else y[:1].expand(len(units)))}
+        code = model.encode(x, y)
+        pairs = torch.stack([x, model.decode(code, y)], dim=0).flatten(0, 1)
+        steps = expand_like(torch.linspace(0, 1, self.num_columns, device=x.device), code)
+        along = torch.stack([torch.lerp(a, b, steps) for a, b in zip(code, code.roll(-1, dims=0), strict=True)])
+        rows = {"interpolations": (along, y)}
+        if code.ndim == 2:
+            turned = self._turned(code[0], *model.posterior(x, y))
+            rows["traversals"] = (turned, None if y is None else y[:1].expand(len(turned)))
         pictures = {"reconstructions": grid(pairs, columns=len(x))}
         for name, (z, labels) in rows.items():
             repeated = None if labels is None else labels.repeat_interleave(self.num_columns)
             pictures[name] = grid(model.decode(z.flatten(0, 1), repeated), columns=self.num_columns)
         return pictures
+
+    def _turned(self, code: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+        """The code ``(D,)``, with one unit turned in each row: ``(num_units, num_columns, D)``."""
+        kl = (mean.square() + logvar.exp() - logvar).mean(dim=0)
+        units = kl.topk(min(self.num_units, mean.shape[1])).indices
+        turned = code.repeat(len(units), self.num_columns, 1)
+        turned[torch.arange(len(units)), :, units] = torch.linspace(-3, 3, self.num_columns, device=mean.device)
+        return turned

@@ -12,16 +12,19 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.metrics.moments import FeatureSums
+from lit_generative.metrics.processes import sum_over_processes
 from lit_generative.tensor_ops import derive_seed, evaluating
 from lit_generative.types import SupportsLikelihood
+
+MAX_LOGGED_DIMENSIONS = 256
 
 
 class LikelihoodEvaluation(L.Callback):
     """Logs ``test/nll`` (nats), ``test/bits_per_dim`` where it is defined, active units and the KL of each dimension.
 
-    The last where the prior has it in closed form. ``test/mean_elbo`` is the ELBO averaged over all the draws, where
-    the module's own ``test/elbo`` is that of a few.
+    The last where the prior has it in closed form and the code has at most 256 dimensions. ``test/mean_elbo`` is the
+    ELBO averaged over all the draws, where the module's own ``test/elbo`` is that of a few. Where the code is a map,
+    each number at each place is a dimension, and a unit.
 
     The negative log-likelihood of an example is ``-log 1/K sum_k p(x, z_k) / q(z_k|x)``, an upper bound that falls to
     the true one as K grows. It is computed in chunks, so that memory does not depend on K, and with random numbers of
@@ -37,7 +40,7 @@ class LikelihoodEvaluation(L.Callback):
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1; at an evaluation's end, if it had fewer than two images.
         TypeError: If the module has no posterior.
     """
 
@@ -48,7 +51,7 @@ class LikelihoodEvaluation(L.Callback):
             if value is not None and value < 1:
                 raise ValueError(f"LikelihoodEvaluation: {name} must be at least 1, got {value}.")
         self.num_draws, self.val_draws, self.chunk_size, self.seed = num_draws, val_draws, chunk_size, seed
-        self._means: FeatureSums | None = None
+        self._sums: Tensor | None = None  # of each unit: images, posterior means and their squares, (3, D) float64
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -87,13 +90,12 @@ class LikelihoodEvaluation(L.Callback):
             torch.manual_seed(derive_seed("likelihood", self.seed, batch_idx, trainer.global_rank))
             mean, logvar = cast(SupportsLikelihood, pl_module).posterior(x, y)
             bounds = None if num_draws is None else self.bounds(pl_module, x, y, num_draws)
-        if self._means is None:
-            self._means = FeatureSums(mean.shape[1])
-        self._means.update(mean)
+        self._add(mean.flatten(start_dim=1))
         options = {"batch_size": len(x), "sync_dist": True, "on_step": False, "on_epoch": True}
         kl = pl_module.kl_by_dimension(mean, logvar)
-        for i, value in enumerate(() if kl is None or stage == "val" else kl.mean(dim=0)):
-            pl_module.log(f"{stage}/kl_of_dimension/{i:03d}", value, **options)
+        if kl is not None and stage == "test" and kl[0].numel() <= MAX_LOGGED_DIMENSIONS:
+            for i, value in enumerate(kl.mean(dim=0).flatten()):
+                pl_module.log(f"{stage}/kl_of_dimension/{i:03d}", value, **options)
         if bounds is None:
             return
         nll, elbo = bounds
@@ -117,11 +119,22 @@ class LikelihoodEvaluation(L.Callback):
             elbo += log_weight.sum(dim=0) / num_draws
         return math.log(num_draws) - total, elbo
 
+    def _add(self, means: Tensor) -> None:
+        """Count posterior means ``(N, D)``."""
+        x = means.cpu().double()  # in this order: some devices have no float64
+        sums = torch.stack([torch.ones_like(x), x, x.square()]).sum(dim=1)
+        self._sums = sums if self._sums is None else self._sums + sums
+
     def _log_active_units(self, pl_module: L.LightningModule, stage: str) -> None:
-        if self._means is None:
+        if self._sums is None:
             return
-        variance = self._means.moments().cov.diagonal()
-        self._means = None
+        num, total, squares = sum_over_processes(self._sums)
+        self._sums = None
+        if num[0] < 2:
+            raise ValueError(
+                f"LikelihoodEvaluation: a variance needs at least two images, got {int(num[0])}. Add some."
+            )
+        variance = (squares - total.square() / num) / (num - 1)
         active = int((variance > 0.01).sum())
         pl_module.log(f"{stage}/active_units", torch.tensor(float(active)), sync_dist=True)
         if active == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_generative.training.averages import LiveWeights, averaged_modules, check_strategy, images_in, replicas
@@ -26,8 +26,7 @@ class PostHocEMA(L.Callback):
     """Keeps power-function averages and stores snapshots, of which ``litgen ema`` makes an average of any length.
 
     Snapshots are safetensors files in ``ema_snapshots/`` of the run's folder, written whole by the first process. It
-    stands beside :class:`~lit_generative.callbacks.ema.EMA`, which evaluates during training. Buffers of floating
-    point (batch norm's statistics) are averaged like weights: of an update long past there is no live network.
+    stands beside :class:`~lit_generative.callbacks.ema.EMA`, which evaluates during training.
 
     Source: Karras et al. 2024 (arXiv:2312.02696), sec. 3.1 and 3.2.
 
@@ -36,9 +35,12 @@ class PostHocEMA(L.Callback):
         every_n_steps: Updates between two snapshots; the paper stores some 100 to 200 in a run.
         modules: Names of the sub-modules to average; None asks the module (its ``sampling_modules``).
         dtype: Of the snapshots; ``float16`` halves them and costs three digits.
+        buffers: ``copy``: an average comes with the buffers of floating point (batch norm's statistics, a codebook)
+            that the live network had at the last snapshot in it; ``average``: they are averaged like weights. Where
+            processes differ, the first one's count. A codebook that is averaged is blurred.
 
     Raises:
-        ValueError: If a width is out of range or named twice, or ``every_n_steps`` is below 1.
+        ValueError: If a width is out of range or named twice, ``every_n_steps`` is below 1, or a word is unknown.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PostHocEMA(L.Callback):
         every_n_steps: int = 1000,
         modules: list[str] | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
             raise ValueError(f"PostHocEMA: sigma_rels must be different numbers, got {sigma_rels}. Try 0.05 and 0.1.")
@@ -54,10 +57,13 @@ class PostHocEMA(L.Callback):
             raise ValueError(f"PostHocEMA: every_n_steps must be at least 1, got {every_n_steps}.")
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"PostHocEMA: dtype must be float32, float16 or bfloat16, got {dtype!r}.")
+        if buffers not in ("copy", "average"):
+            raise ValueError(f"PostHocEMA: buffers must be copy or average, got {buffers!r}.")
         self.sigma_rels = tuple(sigma_rels)
         self.every_n_steps = every_n_steps
         self.modules = modules
         self.dtype = dtype
+        self.buffers = buffers
         self.updates = 0
         self.images = 0
         self._gammas = {str(sigma_rel): gamma_from_sigma_rel(sigma_rel) for sigma_rel in self.sigma_rels}
@@ -67,7 +73,9 @@ class PostHocEMA(L.Callback):
         self._folder = Path()
         self._live: LiveWeights | None = None
         self._averages: dict[str, dict[str, Tensor]] = {}
-        self._lists: dict[str, list[Tensor]] = {}
+        self._lists: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._copied: set[str] = set()
+        self._are_copied: list[bool] = []
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -87,10 +95,25 @@ class PostHocEMA(L.Callback):
                 f"PostHocEMA: the checkpoint has the sigma_rels {list(self._averages)}, the config "
                 f"{list(self._gammas)}. A power function cannot start late: use those of the checkpoint."
             )
+        copied = self._copied_of(live)
+        if self._averages and copied != self._copied:
+            other = "average" if self.buffers == "copy" else "copy"
+            raise ValueError(
+                f"PostHocEMA: buffers is {self.buffers!r}, and was {other!r} in the checkpoint. Use buffers={other!r}: "
+                "a power function cannot start late."
+            )
         whole = self._live is None
         self._averages = {key: live.copies(self._averages.get(key), whole) for key in self._gammas}
-        self._lists = {key: list(average.values()) for key, average in self._averages.items()}
-        self._live = live
+        self._are_copied = [name in copied for name in live.tensors]
+        self._lists = {key: _split(average.values(), self._are_copied) for key, average in self._averages.items()}
+        self._live, self._copied = live, copied
+
+    def _copied_of(self, live: LiveWeights) -> set[str]:
+        """Names of the buffers that are copied."""
+        if self.buffers == "average":
+            return set()
+        copied = {name for name, tensor in live.tensors.items() if not isinstance(tensor, nn.Parameter)}
+        return copied | {alias for alias, name in live.aliases.items() if name in copied}
 
     @override
     def on_before_optimizer_step(
@@ -110,9 +133,12 @@ class PostHocEMA(L.Callback):
         self._stepped = False
         self.updates += 1
         self.images, self._pending = self.images + self._pending, 0
-        live = self._live.now()
+        weights, buffers = _split(self._live.now(), self._are_copied)
         for key, gamma in self._gammas.items():
-            torch._foreach_lerp_(self._lists[key], live, live_share(gamma, self.updates))
+            averages, copies = self._lists[key]
+            torch._foreach_lerp_(averages, weights, live_share(gamma, self.updates))
+            if copies:
+                torch._foreach_copy_(copies, buffers)
         if self.updates % self.every_n_steps == 0:
             for key, average in self._averages.items():
                 self._write(key, self._live.whole(average))
@@ -139,13 +165,24 @@ class PostHocEMA(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         whole: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict if self._live is None else self._live.whole
         averages = {key: whole(average) for key, average in self._averages.items()} if self.updates else {}
-        return {"updates": self.updates, "images": self.images, "averages": averages}
+        copied = sorted(self._copied) if averages else []
+        return {"updates": self.updates, "images": self.images, "averages": averages, "copied": copied}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self.images = state_dict["updates"], state_dict["images"]
         self._averages = {key: dict(average) for key, average in state_dict["averages"].items()}
+        self._copied = set(state_dict.get("copied", ()))
         self._live = None
+
+
+def _split(tensors: Iterable[Tensor], are_copied: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that are averaged, and those that are copied."""
+    averaged: list[Tensor] = []
+    copied: list[Tensor] = []
+    for tensor, is_copied in zip(tensors, are_copied, strict=True):
+        (copied if is_copied else averaged).append(tensor)
+    return averaged, copied
 
 
 class Synthesis(NamedTuple):
@@ -165,6 +202,8 @@ def synthesize(
     checkpoint: Mapping[str, Any], folder: str | os.PathLike[str], sigma_rel: float, update: int | None = None
 ) -> Synthesis:
     """Combine the stored averages of a run into one of another width.
+
+    Buffers that were copied are those of the latest one stored: a mixture of several would be an average again.
 
     Args:
         checkpoint: The run's last checkpoint, as it was read: its averages count as one snapshot more.
@@ -191,11 +230,15 @@ def synthesize(
             f"The run has averages of updates {min(first, last)} to {last}, got {end}. Choose one of those."
         )
     shares, error = combine(list(stored), Profile(gamma_from_sigma_rel(sigma_rel), end))
+    latest, copied = max(profile.update for profile in stored), set(state.get("copied", ()))
     total: dict[str, Tensor] = {}
-    for share, source in zip(shares.tolist(), stored.values(), strict=True):
+    for share, (profile, source) in zip(shares.tolist(), stored.items(), strict=True):
         if share:
             for name, value in (_read(source) if isinstance(source, Path) else source).items():
-                total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + share * value.double()
+                if name not in copied:
+                    total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + share * value.double()
+                elif profile.update == latest:
+                    total[name] = value
     weights = {name: value.to(checkpoint["state_dict"][name].dtype) for name, value in total.items()}
     return Synthesis(weights, end, round(state["images"] * end / last), error)
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from lit_generative.gan.constraints import Constraint
 from lit_generative.gan.losses import AdversarialLoss, Wasserstein
 from lit_generative.gan.penalties import Penalty, has_batch_norm
+from lit_generative.training.checks import check_gives_logits
 
 
 def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) -> None:
@@ -19,12 +20,7 @@ def check_discriminator(discriminator: nn.Module, penalties: Sequence[Penalty]) 
     Raises:
         ValueError: If the last layer is a sigmoid.
     """
-    layers = [module for module in discriminator.modules() if not any(module.children())]
-    if layers and isinstance(layers[-1], nn.Sigmoid | nn.LogSigmoid):
-        raise ValueError(
-            f"GAN: the discriminator must give logits, and {type(discriminator).__name__} ends in a "
-            f"{type(layers[-1]).__name__}. Leave it out: the losses hold it."
-        )
+    check_gives_logits("GAN", discriminator)
     if penalties and has_batch_norm(discriminator):
         warnings.warn(
             f"GAN: {type(penalties[0]).__name__} is a penalty for each example, and batch norm makes a verdict depend "

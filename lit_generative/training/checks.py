@@ -10,18 +10,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_generative.types import Batch, DescribesData
+from lit_generative.tensor_ops import from_uint8
+from lit_generative.types import Batch, DescribesData, SupportsReference
 
 
 def check_data(module: nn.Module, data: object) -> None:
     """Networks that state a ``sample_shape`` and ``num_classes`` must state those of the data.
 
     Args:
-        module: Its sub-modules are looked at, at any depth.
+        module: Its sub-modules are looked at, at any depth; those that it names as ``latent_modules`` see no examples.
         data: The trainer's data module; one that does not describe itself is not checked.
 
     Raises:
@@ -31,8 +33,9 @@ def check_data(module: nn.Module, data: object) -> None:
         return
     for name, network in module.named_modules():
         shape, classes = getattr(network, "sample_shape", None), getattr(network, "num_classes", None)
+        on_latents = name.partition(".")[0] in getattr(module, "latent_modules", ())
         who = f"{f'model.{name}' if name else 'model'} ({type(network).__name__})"
-        if shape is not None and tuple(shape) != tuple(data.sample_shape):
+        if shape is not None and not on_latents and tuple(shape) != tuple(data.sample_shape):
             raise ValueError(
                 f"{who} takes examples of shape {tuple(shape)}, but {type(data).__name__} yields "
                 f"{tuple(data.sample_shape)}. Set the network's image_size and channels to those of the data."
@@ -165,6 +168,24 @@ def labels_of(who: str, batch: Batch, num_classes: int | None) -> Tensor | None:
     return batch["label"]
 
 
+def check_gives_logits(who: str, discriminator: nn.Module) -> None:
+    """Refuse a discriminator that gives probabilities.
+
+    Args:
+        who: Named in the message.
+        discriminator: Its last layer is looked at.
+
+    Raises:
+        ValueError: If that is a sigmoid.
+    """
+    *_, last = discriminator.modules()
+    if isinstance(last, nn.Sigmoid | nn.LogSigmoid):
+        raise ValueError(
+            f"{who}: the discriminator must give logits, and {type(discriminator).__name__} ends in a "
+            f"{type(last).__name__}. Leave it out: the losses are of logits."
+        )
+
+
 def find_modules(who: str, module: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
     """Sub-modules by dotted name, as in ``"generator.layers.0"``, or by pattern, as in ``"*.norm*"``.
 
@@ -251,3 +272,27 @@ def _short(value: Any) -> str:
         arguments = ", ".join(f"{k}={v}" for k, v in (value.get("init_args") or {}).items())
         return f"{value['class_path'].rpartition('.')[2]}({arguments})"
     return str(value)
+
+
+def training_images(trainer: L.Trainer, at_most: int) -> Tensor:
+    """Training examples spread evenly over the set, as the data module gives them one by one.
+
+    Args:
+        trainer: Its data module is asked.
+        at_most: How many, if there are so many.
+
+    Returns:
+        ``(N, C, H, W)`` in ``[-1, 1]``, float32.
+
+    Raises:
+        ValueError: If the data module cannot give single images.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not (isinstance(data, SupportsReference) and isinstance(data, DescribesData) and len(data.sample_shape) == 3):
+        raise ValueError(
+            f"{type(data).__name__} gives no single training images, which the model begins with. It needs "
+            "num_examples(split) and examples(split, indices), as ImageDataModule has."
+        )
+    total = data.num_examples("train")
+    indices = torch.linspace(0, total - 1, min(at_most, total), dtype=torch.float64).round().long()
+    return from_uint8(data.examples("train", indices))

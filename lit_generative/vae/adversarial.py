@@ -99,20 +99,6 @@ def check_no_labels(networks: Mapping[str, nn.Module]) -> None:
             )
 
 
-def check_gives_logits(discriminator: nn.Module) -> None:
-    """Refuse probabilities where logits are wanted.
-
-    Raises:
-        ValueError: If the last layer is a sigmoid.
-    """
-    layers = [module for module in discriminator.modules() if not any(module.children())]
-    if layers and isinstance(layers[-1], nn.Sigmoid | nn.LogSigmoid):
-        raise ValueError(
-            f"AdversarialVAE: the discriminator must give logits, and {type(discriminator).__name__} ends in a "
-            f"{type(layers[-1]).__name__}. Leave it out: the hinge losses are of logits."
-        )
-
-
 def _latent_shape(network: nn.Module) -> tuple[int, ...] | None:
     if hasattr(network, "latent_shape"):
         return tuple(network.latent_shape)  # type: ignore[arg-type]

@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
+from lit_generative.training.checks import check_gives_logits, check_labels
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 from lit_generative.vae.adversarial import (
     adaptive_weight,
-    check_gives_logits,
     check_no_labels,
     common_latent_shape,
     discriminator_hinge,
     generator_hinge,
     last_weight,
 )
-from lit_generative.vae.distributions import kl_to_standard_normal, reparameterize
-from lit_generative.vae.likelihoods import Likelihood
+from lit_generative.vae.distributions import reparameterize
+from lit_generative.vae.likelihoods import Likelihood, check_first, with_state
+from lit_generative.vae.objectives import Draws
+from lit_generative.vae.priors import StandardNormal
 
 
 class AdversarialVAE(GenerativeModule):
@@ -59,6 +61,9 @@ class AdversarialVAE(GenerativeModule):
         discriminator_scheduler: Learning rate of the discriminator, stepped once an update of its own, so that it
             begins at ``start_step``.
 
+    Attributes:
+        kl_weight: As above; a callback may lower it in the course of training.
+
     Raises:
         ValueError: If a number is negative, the networks do not fit each other or take labels, or the discriminator
             ends in a sigmoid.
@@ -86,7 +91,7 @@ class AdversarialVAE(GenerativeModule):
             if not value >= 0:
                 raise ValueError(f"AdversarialVAE: {name} must not be negative, got {value}.")
         check_no_labels({"encoder": encoder, "decoder": decoder, "discriminator": discriminator})
-        check_gives_logits(discriminator)
+        check_gives_logits("AdversarialVAE", discriminator)
         last_weight(decoder)  # refuses a decoder without one
         self.latent_shape = common_latent_shape(encoder, decoder)
         self.encoder = encoder
@@ -105,8 +110,7 @@ class AdversarialVAE(GenerativeModule):
     @property
     def sampling_modules(self) -> list[str]:
         """The autoencoder: the discriminator is no part of the model."""
-        learned = isinstance(self.likelihood, nn.Module) and bool(self.likelihood.state_dict())
-        return ["encoder", "decoder", *(["likelihood"] if learned else [])]
+        return ["encoder", "decoder", *with_state(self, "likelihood")]
 
     @override
     def configure_optimizers(self) -> Any:
@@ -174,13 +178,11 @@ class AdversarialVAE(GenerativeModule):
 
     def _pass(self, stage: str, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Terms of the bound, ``(N,)`` float32, and the expected image ``(N, C, H, W)`` of one draw."""
-        if stage not in self._checked:  # once: it waits for the device
-            self.likelihood.check(x)
-            self._checked.add(stage)
-        mean, logvar = to_float32(self.encoder(x))
+        check_first(self.likelihood, x, stage, self._checked)
+        mean, logvar = self.posterior(x)
         output = to_float32(self.decoder(self._draw(mean, logvar)))
         reconstruction = -self.likelihood.log_prob(output, x)
-        kl = kl_to_standard_normal(mean.flatten(start_dim=1), logvar.flatten(start_dim=1))
+        kl = self.kl_by_dimension(mean, logvar).flatten(start_dim=1).sum(dim=1)
         return {"reconstruction": reconstruction, "kl": kl}, self.likelihood.mean(output)
 
     def _draw(self, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -217,6 +219,42 @@ class AdversarialVAE(GenerativeModule):
         verdicts = self._verdicts(batch["image"], x_hat)
         self.log_evaluation(stage, losses | verdicts | {"generator_loss": -verdicts["fake_logits"]})
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the likelihood is one of 8-bit pixels, so that bits per dimension are defined."""
+        return self.likelihood.discrete
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of ``q(z|x)``, each ``(N, *latent_shape)`` float32.
+
+        Args:
+            x: Images in ``[-1, 1]``, ``(N, C, H, W)``.
+            y: None: the model has no classes.
+
+        Raises:
+            ValueError: If ``y`` is not None.
+        """
+        check_labels("AdversarialVAE", len(x), None, y)
+        mean, logvar = self.encoder(x)
+        return to_float32(mean), to_float32(logvar)
+
+    def kl_by_dimension(self, mean: Tensor, logvar: Tensor) -> Tensor:
+        """``KL(q(z|x) || N(0, I))`` of each number of the latent, nats, ``(N, *latent_shape)``."""
+        return StandardNormal().kl_by_dimension(mean, logvar)
+
+    def log_importance_weights(self, x: Tensor, num_draws: int, y: Tensor | None = None) -> Tensor:
+        """``log p(x, z) / q(z|x)`` of draws, nats, ``(num_draws, N)``; ``y`` as in :meth:`posterior`."""
+        mean, logvar = self.posterior(x, y)
+        z = reparameterize(mean, logvar, num_draws)
+        output = to_float32(self.decoder(z.flatten(0, 1)))
+        log_likelihood = self.likelihood.log_prob(output, x.expand(num_draws, *x.shape).flatten(0, 1))
+        return Draws(
+            log_likelihood=log_likelihood.unflatten(0, (num_draws, len(x))),
+            z=z.flatten(start_dim=2),
+            mean=mean.flatten(start_dim=1),
+            logvar=logvar.flatten(start_dim=1),
+        ).log_weight
+
     @override
     @torch.no_grad()
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
@@ -234,15 +272,15 @@ class AdversarialVAE(GenerativeModule):
         return self.decode(randn((num, *self.latent_shape), generator, self.device))
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Mean latents ``(N, *latent_shape)`` of images ``(N, C, H, W)`` in ``[-1, 1]``."""
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The posterior's mean, ``(N, *latent_shape)``; arguments as in :meth:`posterior`."""
         with evaluating(self):
-            mean: Tensor = to_float32(self.encoder(x)[0])
-            return mean
+            return self.posterior(x, y)[0]
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Expected images ``(N, C, H, W)`` in ``[-1, 1]`` of latents ``(N, *latent_shape)``."""
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Expected images ``(N, C, H, W)`` in ``[-1, 1]`` of latents ``(N, *latent_shape)``; ``y`` likewise."""
+        check_labels("AdversarialVAE", len(z), None, y)
         with evaluating(self):
             return self.likelihood.mean(to_float32(self.decoder(z)))
 

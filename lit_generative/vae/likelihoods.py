@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_generative.recipe import Recorded
@@ -191,6 +191,34 @@ def check_positive(likelihood: Likelihood, name: str, value: float) -> None:
     """
     if not value > 0:
         raise ValueError(f"{type(likelihood).__name__}: {name} must be positive, got {value}.")
+
+
+def check_first(likelihood: Likelihood, x: Tensor, stage: str, seen: set[str]) -> None:
+    """:meth:`Likelihood.check` of the first batch of a stage alone, since it waits for the device.
+
+    Args:
+        likelihood: Whose images they are.
+        x: Images, ``(N, C, H, W)``.
+        stage: As in ``"train"``.
+        seen: Stages whose first batch has passed; this one is added.
+
+    Raises:
+        ValueError: If a value is none that the distribution knows.
+    """
+    if stage not in seen:
+        likelihood.check(x)
+        seen.add(stage)
+
+
+def with_state(module: nn.Module, *names: str) -> list[str]:
+    """Those of a model's parts that hold parameters or buffers, as a likelihood or a prior may or may not.
+
+    Args:
+        module: The model.
+        names: Its attributes; one that is no ``nn.Module`` holds nothing.
+    """
+    parts = {name: getattr(module, name) for name in names}
+    return [name for name, part in parts.items() if isinstance(part, nn.Module) and part.state_dict()]
 
 
 def check_unit_interval(likelihood: Likelihood, x: Tensor) -> None:

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,19 +21,31 @@ def _no_encoder(_: Tensor) -> tuple[Tensor, Tensor]:
     raise ValueError("Draws: this prior asks the encoder. Give Draws the model's.")
 
 
+class BaseDraws(NamedTuple):
+    """What a flow made the draws of."""
+
+    z0: Tensor
+    """Draws from ``N(mean, exp(logvar))``, ``(K, N, D)``."""
+    log_det: Tensor
+    """``log |det|`` of the Jacobian ``dz / dz0``, nats, ``(K, N)``."""
+
+
 @dataclass(frozen=True)
 class Draws:
     """What an objective is made of: K draws ``z ~ q(z|x)`` for each of N examples; what is not asked for costs nothing.
 
+    The posterior is ``N(mean, exp(logvar))``, or what a flow makes of it.
+
     Args:
         log_likelihood: ``log p(x|z)``, nats, ``(K, N)``.
         z: The draws, ``(K, N, D)``.
-        mean: Mean of the posterior, ``(N, D)``.
-        logvar: Logarithm of the posterior's variance, ``(N, D)``.
+        mean: Mean of the Gaussian, ``(N, D)``.
+        logvar: Logarithm of its variance, ``(N, D)``.
         prior: ``p(z)``.
         encoder: The model's, for a prior that asks it.
         kl_weight: Factor on every objective's KL term; below 1 while it is warmed up.
         capacity: Nats that :class:`Capacity` aims at now; None leaves it at its own.
+        base: Where the flow started; None if there is none, and ``z`` are draws from the Gaussian.
     """
 
     log_likelihood: Tensor
@@ -43,6 +56,7 @@ class Draws:
     encoder: Encoder = _no_encoder
     kl_weight: float = 1.0
     capacity: float | None = None
+    base: BaseDraws | None = None
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -52,16 +66,18 @@ class Draws:
     @cached_property
     def log_posterior(self) -> Tensor:
         """``log q(z|x)``, nats, ``(K, N)``."""
-        return normal_log_prob(self.z, self.mean, self.logvar)
+        if self.base is None:
+            return normal_log_prob(self.z, self.mean, self.logvar)
+        return normal_log_prob(self.base.z0, self.mean, self.logvar) - self.base.log_det
 
     @cached_property
     def kl_by_dimension(self) -> Tensor | None:
-        """``KL(q(z|x) || p(z))`` of each dimension, nats, ``(N, D)``; None if the prior has no closed form."""
-        return self.prior.kl_by_dimension(self.mean, self.logvar)
+        """``KL(q(z|x) || p(z))`` of each dimension, nats, ``(N, D)``; None if prior or flow leave no closed form."""
+        return None if self.base is not None else self.prior.kl_by_dimension(self.mean, self.logvar)
 
     @cached_property
     def kl(self) -> Tensor:
-        """``KL(q(z|x) || p(z))``, nats, ``(N,)``: in closed form if the prior has one, else the mean over the draws."""
+        """``KL(q(z|x) || p(z))``, nats, ``(N,)``: in closed form if there is one, else the mean over the draws."""
         if self.kl_by_dimension is not None:
             return self.kl_by_dimension.sum(dim=1)
         return (self.log_posterior - self.log_prior).mean(dim=0)
@@ -82,6 +98,13 @@ class Objective(Recorded, ABC):
     def loss(self, draws: Draws) -> Tensor:
         """Loss per example, ``(N,)``."""
 
+    def check_flow(self) -> None:
+        """Refuse a posterior that a flow makes, if this objective needs a Gaussian one; most do not.
+
+        Raises:
+            ValueError: If it does.
+        """
+
     def terms(self, draws: Draws) -> dict[str, Tensor]:  # noqa: ARG002  most have none of their own
         """What is logged beside reconstruction, KL and ELBO: values ``(N,)`` by name."""
         return {}
@@ -100,8 +123,8 @@ class Elbo(Objective):
         num_draws: Draws that the likelihood is averaged over; the bound stays the same.
 
     Raises:
-        ValueError: If ``beta`` or ``free_bits`` is negative, ``num_draws`` below 1, or free bits meet a prior without a
-            KL for each dimension.
+        ValueError: If ``beta`` or ``free_bits`` is negative, ``num_draws`` below 1, or free bits meet a prior or a flow
+            without a KL for each dimension.
     """
 
     def __init__(self, beta: float = 1.0, free_bits: float = 0.0, num_draws: int = 1) -> None:
@@ -116,9 +139,19 @@ class Elbo(Objective):
     def loss(self, draws: Draws) -> Tensor:
         return self.beta * draws.kl_weight * self._kl(draws) - draws.log_likelihood.mean(dim=0)
 
+    @override
+    def check_flow(self) -> None:
+        if self.free_bits > 0:
+            raise ValueError(
+                f"Elbo: free_bits={self.free_bits} needs the KL of each dimension, which a posterior with a flow has "
+                "not in closed form. Leave the flow out, or use free_bits=0."
+            )
+
     def _kl(self, draws: Draws) -> Tensor:
         if self.free_bits == 0:
             return draws.kl
+        if draws.base is not None:
+            self.check_flow()
         if draws.kl_by_dimension is None:
             raise ValueError(
                 f"Elbo: free_bits={self.free_bits} needs the KL of each dimension, which {type(draws.prior).__name__} "
@@ -131,7 +164,7 @@ class Elbo(Objective):
 class Capacity(Objective):
     """Negative log-likelihood plus ``gamma |KL - capacity|``: the code may hold that many nats, neither more nor fewer.
 
-    The callback ``KLSchedule`` raises the capacity in the course of training.
+    The callback ``CapacitySchedule`` raises the capacity in the course of training.
 
     Source: Burgess et al. 2018, eq. 8 (arXiv:1804.03599).
 
@@ -168,7 +201,7 @@ class ImportanceWeighted(Objective):
             loss is the same number.
 
     Raises:
-        ValueError: If ``num_draws`` is below 1.
+        ValueError: If ``num_draws`` is below 1, or the doubly reparameterized gradient meets a flow.
     """
 
     def __init__(self, num_draws: int = 5, doubly_reparameterized: bool = False) -> None:
@@ -179,7 +212,17 @@ class ImportanceWeighted(Objective):
         self.num_draws, self.doubly_reparameterized = num_draws, doubly_reparameterized
 
     @override
+    def check_flow(self) -> None:
+        if self.doubly_reparameterized:
+            raise ValueError(
+                "ImportanceWeighted: doubly_reparameterized=True needs log q(z|x) as a function of z alone, for which "
+                "a flow would have to be inverted. Leave the flow out, or use doubly_reparameterized=False."
+            )
+
+    @override
     def loss(self, draws: Draws) -> Tensor:
+        if draws.base is not None:
+            self.check_flow()
         posterior = draws.log_posterior
         if self.doubly_reparameterized:
             posterior = normal_log_prob(draws.z, draws.mean.detach(), draws.logvar.detach())

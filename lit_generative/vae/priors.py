@@ -128,17 +128,34 @@ class VampPrior(Prior):
     Args:
         sample_shape: Shape of a pseudo-input, that of an image, as in ``(1, 8, 8)``.
         num_components: How many, M; the paper uses 500.
+        from_data: Begin with training images, see :meth:`begin_with`; else with noise, which large images need many
+            updates to turn into something that the encoder knows.
 
     Raises:
         ValueError: If ``num_components`` is below 1.
     """
 
-    def __init__(self, sample_shape: tuple[int, ...], num_components: int = 500) -> None:
+    def __init__(self, sample_shape: tuple[int, ...], num_components: int = 500, from_data: bool = False) -> None:
         super().__init__()
         if num_components < 1:
             raise ValueError(f"VampPrior: num_components must be at least 1, got {num_components}.")
         self.sample_shape = tuple(sample_shape)
+        self.from_data = from_data
         self.pseudo_inputs = nn.Parameter(torch.randn(num_components, *sample_shape))
+
+    @torch.no_grad()
+    def begin_with(self, images: Tensor) -> None:
+        """Make the pseudo-inputs these images, ``(M, *sample_shape)`` in ``[-1, 1]``, scaled to 0.95 of their contrast.
+
+        Raises:
+            ValueError: If there are not M.
+        """
+        if images.shape != self.pseudo_inputs.shape:
+            raise ValueError(
+                f"VampPrior: begins with {len(self.pseudo_inputs)} images of shape {self.sample_shape}, got "
+                f"{tuple(images.shape)}. Lower num_components, or leave from_data out."
+            )
+        self.pseudo_inputs.copy_((0.95 * images).atanh())
 
     def _components(self, encoder: Encoder) -> Components:
         mean, logvar = (value.float() for value in encoder(self.pseudo_inputs.tanh()))

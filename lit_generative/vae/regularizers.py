@@ -19,7 +19,7 @@ class TotalCorrelation(Objective):
     sum is ``log q(z|x) - log p(z)`` at the draws, whatever the estimate.
 
     Source: Chen et al. 2018, eq. 2 and 4, app. C.1 (arXiv:1802.04942). It needs a prior whose dimensions are
-    independent, so here the standard normal.
+    independent, so here the standard normal, and a Gaussian posterior: no flow.
 
     Args:
         dataset_size: Number of training examples.
@@ -28,7 +28,7 @@ class TotalCorrelation(Objective):
         gamma: Weight of the dimension-wise KL.
 
     Raises:
-        ValueError: If ``dataset_size`` is below 1, a weight negative, or the prior another.
+        ValueError: If ``dataset_size`` is below 1, a weight negative, the prior another, or there is a flow.
     """
 
     def __init__(self, dataset_size: int, alpha: float = 1.0, beta: float = 6.0, gamma: float = 1.0) -> None:
@@ -50,7 +50,16 @@ class TotalCorrelation(Objective):
         return draws.kl_weight * weighted - draws.log_likelihood.mean(dim=0)
 
     @override
+    def check_flow(self) -> None:
+        raise ValueError(
+            "TotalCorrelation: needs each draw's density under the posterior of every example, for which a flow would "
+            "have to be inverted. Leave the flow out."
+        )
+
+    @override
     def terms(self, draws: Draws) -> dict[str, Tensor]:
+        if draws.base is not None:
+            self.check_flow()
         if draws.kl_by_dimension is None:
             raise ValueError(
                 f"TotalCorrelation: needs a prior of independent dimensions, got {type(draws.prior).__name__}. "

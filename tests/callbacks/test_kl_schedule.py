@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
+import torch
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.kl_schedule import CapacitySchedule, KLWarmup
 from lit_generative.vae.objectives import Capacity, Elbo
 from tests import tiny
+from tests.vae.test_adversarial_module import model
+from tests.vae.test_vq_module import vqvae
 
 
 class Seen(Elbo):
@@ -61,6 +65,54 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path):
     assert [weight for weight, _ in resumed] == [0.75, 1.0, 1.0]
 
 
+class Terms(L.Callback):
+    """What the KL term of each update was multiplied with, by the losses that were logged."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.weights: list[float] = []
+        self.fails_at = fails_at
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        losses = {name: value.double() for name, value in trainer.callback_metrics.items()}
+        difference = losses["train/autoencoder_loss"] - losses["train/reconstruction"]
+        self.weights.append(float(difference / losses["train/kl"]))
+        if trainer.global_step == self.fails_at:
+            raise RuntimeError("fails")
+
+
+def train_adversarial(tmp_path, module, *callbacks, steps: int = 6, **options) -> list[float]:
+    terms = Terms(options.pop("fails_at", None))
+    tiny.train(tmp_path, module, tiny.digits(), callbacks=[*callbacks, terms], max_steps=steps, **options)
+    return terms.weights
+
+
+def test_the_weight_rises_to_the_modules_own_and_is_that_again_afterwards(tmp_path):
+    module = model("vectors", start_step=100, kl_weight=8.0)
+    weights = train_adversarial(tmp_path, module, KLWarmup(4, start=0.2))
+    torch.testing.assert_close(weights, [1.6, 3.2, 4.8, 6.4, 8.0, 8.0], rtol=1e-3, atol=0)
+    assert module.kl_weight == 8.0
+    module = tiny.vae()
+    tiny.train(tmp_path, module, tiny.digits(), callbacks=[KLWarmup(3)], max_steps=2, limit_val_batches=0)
+    assert module.kl_weight == 1.0
+
+
+def test_a_resumed_run_goes_on_where_it_was_towards_the_modules_own_weight(tmp_path):
+    modules = [model("vectors", seed=seed, start_step=100, kl_weight=8.0) for seed in range(2)]
+    train_adversarial(tmp_path, modules[0], KLWarmup(4), Checkpoint(dirpath=str(tmp_path)), steps=3)
+    for module in modules:  # one that was trained, and one as a new process builds it
+        weights = train_adversarial(tmp_path, module, KLWarmup(4), ckpt_path=tmp_path / "last.ckpt")
+        torch.testing.assert_close(weights, [6.0, 8.0, 8.0], rtol=1e-3, atol=0)
+
+
+def test_a_run_that_fails_gives_the_weight_back(tmp_path):
+    module, warmup = model("vectors", start_step=100, kl_weight=8.0), KLWarmup(4)
+    with pytest.raises(RuntimeError, match="fails"):
+        train_adversarial(tmp_path, module, warmup, fails_at=2)
+    assert module.kl_weight == 8.0
+    weights = train_adversarial(tmp_path, module, warmup)
+    torch.testing.assert_close(weights[1:], [2.0, 4.0, 6.0, 8.0, 8.0], rtol=1e-3, atol=0)
+
+
 def test_the_kl_follows_the_capacity(tmp_path):
     module = tiny.vae(objective=Capacity(gamma=100.0, capacity=2.0))
     run = tiny.train(tmp_path, module, tiny.digits(batch_size=64), max_steps=150)
@@ -72,10 +124,12 @@ def test_a_warmup_longer_than_training_is_warned_of(tmp_path):
         train(tmp_path, KLWarmup(7), steps=2)
 
 
-@pytest.mark.parametrize("callback", [KLWarmup(3), CapacitySchedule(end=1.0, num_steps=2)])
-def test_a_module_without_a_kl_term_is_refused(tmp_path, callback):
-    with pytest.raises(TypeError, match=f"{type(callback).__name__}: GAN has no kl_weight and capacity"):
-        tiny.train(tmp_path, tiny.gan(), tiny.ring(), callbacks=[callback])
+def test_a_module_without_what_is_scheduled_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"KLWarmup: VQVAE has no kl_weight\. Use it with a VAE or an AdversarialVAE"):
+        tiny.train(tmp_path, vqvae(), tiny.digits(), callbacks=[KLWarmup(3)])
+    schedule = CapacitySchedule(end=1.0, num_steps=2)
+    with pytest.raises(TypeError, match=r"CapacitySchedule: AdversarialVAE has no capacity\. Use it with a VAE and"):
+        tiny.train(tmp_path, model(), tiny.digits(), callbacks=[schedule])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from lit_generative.callbacks.latent_pictures import LatentPictures
 from lit_generative.pictures import grid
 from lit_generative.training.csv_logger import CSVLogger
 from tests import tiny
+from tests.vae.test_adversarial_module import model
 from tests.vae.test_module_options import conditional
 
 NAMES = ("reconstructions", "interpolations", "traversals")
@@ -26,8 +29,31 @@ class Identity:
         mean = x.flatten(start_dim=1)
         return mean, torch.tensor([0.0, -4.0]).expand_as(mean)  # the second unit has the larger KL
 
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x.flatten(start_dim=1)
+
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         return z.reshape(-1, 1, 1, 2)
+
+
+class IdentityOfMaps(Identity):
+    """It is its own code, and keeps its shape."""
+
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x, torch.zeros_like(x)
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x
+
+
+class Halved(Identity):
+    """A model with a flow, which halves what the encoder gave."""
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return 0.5 * super().encode(x, y)
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().decode(2 * z, y)
 
 
 def test_each_picture_by_hand():
@@ -40,8 +66,33 @@ def test_each_picture_by_hand():
     tiny.assert_same(pictures["traversals"], grid(turned.reshape(3, 1, 1, 2), columns=3))
 
 
-@pytest.mark.parametrize("build", [tiny.vae, conditional])
-def test_each_validation_writes_them_and_changes_no_weight(tmp_path, build):
+def test_a_map_has_no_unit_that_could_be_turned_and_is_else_drawn_like_a_vector():
+    x = torch.rand(3, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    vectors, maps = (LatentPictures(num_columns=4).draw(model, x, None) for model in (Identity(), IdentityOfMaps()))
+    assert set(vectors) - set(maps) == {"traversals"}
+    tiny.assert_same(maps, {name: vectors[name] for name in maps})
+
+
+def test_codes_are_those_that_the_decoder_takes():
+    x = torch.tensor([[-0.4, 0.5], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    callback = LatentPictures(num_columns=3, num_units=1)
+    plain, halved = (callback.draw(model, x, None) for model in (Identity(), Halved()))
+    for name in ("reconstructions", "interpolations"):
+        tiny.assert_same(halved[name], plain[name])
+    turned = torch.tensor([[-0.4, -6.0], [-0.4, 0.0], [-0.4, 6.0]])
+    tiny.assert_same(halved["traversals"], grid(turned.reshape(3, 1, 1, 2), columns=3))
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (tiny.vae, NAMES),
+        (conditional, NAMES),
+        (functools.partial(model, "vectors"), NAMES),
+        (functools.partial(model, "maps"), NAMES[:2]),
+    ],
+)
+def test_each_validation_writes_them_and_changes_no_weight(tmp_path, build, names):
     options = {"max_steps": 2, "val_check_interval": 1, "limit_val_batches": 2}
     bare, drawn = build(), build()
     tiny.train(tmp_path / "a", bare, tiny.digits(), callbacks=[EMA(half_life=10)], **options)
@@ -51,15 +102,15 @@ def test_each_validation_writes_them_and_changes_no_weight(tmp_path, build):
     tiny.assert_same(tiny.weights(drawn), tiny.weights(bare))
     folder = tmp_path / "run" / "0" / "samples"
     assert sorted(path.name for path in folder.glob("*.png")) == sorted(
-        f"{name}_{step:07d}.png" for name in NAMES for step in (1, 2)
+        f"{name}_{step:07d}.png" for name in names for step in (1, 2)
     )
-    sizes = {name: Image.open(folder / f"{name}_0000002.png").size for name in NAMES}
+    sizes = {name: Image.open(folder / f"{name}_0000002.png").size for name in names}
     assert sizes["reconstructions"][0] > sizes["reconstructions"][1]  # four columns, two rows
     assert sizes["interpolations"][0] > sizes["interpolations"][1]  # five columns, four rows
 
 
 def test_a_module_without_codes_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"LatentPictures: GAN has no posterior\(\) and decode\(\)"):
+    with pytest.raises(TypeError, match=r"LatentPictures: GAN has no posterior\(\), encode\(\) and decode\(\)"):
         tiny.train(tmp_path, tiny.gan(), tiny.ring(), callbacks=[LatentPictures()])
 
 

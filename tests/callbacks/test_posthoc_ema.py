@@ -12,6 +12,8 @@ from lit_generative.callbacks.posthoc_ema import FOLDER, PostHocEMA, synthesize
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.power_ema import gamma_from_sigma_rel, live_share
 from tests import tiny
+from tests.test_resume import assert_same
+from tests.vae.test_vq_module import vqvae
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
 STEPS = 60
@@ -132,17 +134,26 @@ def test_a_damaged_snapshot_is_named(trained, tmp_path):
         synthesize(trained[1], tmp_path, 0.08)
 
 
-def test_a_resumed_run_has_the_averages_and_snapshots_of_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    ("build", "data", "options"),
+    [
+        (_gan, tiny.ring, {}),
+        (vqvae, tiny.digits, {}),
+        (vqvae, tiny.digits, {"buffers": "average"}),
+    ],
+)
+def test_a_resumed_run_has_the_averages_and_snapshots_of_an_uninterrupted_one(tmp_path, build, data, options):
+    """Bit for bit."""
     folders, states = [tmp_path / "whole", tmp_path / "stopped"], []
     for folder, stops in zip(folders, [(7,), (4, 7)], strict=True):
         ckpt_path = None
         for seed, stop in enumerate(stops):
-            callbacks = [PostHocEMA(every_n_steps=3), Checkpoint(dirpath=str(folder))]
-            tiny.train(folder, _gan(seed), tiny.ring(), max_steps=stop, callbacks=callbacks, ckpt_path=ckpt_path)
+            callbacks = [PostHocEMA(every_n_steps=3, **options), Checkpoint(dirpath=str(folder))]
+            tiny.train(folder, build(seed=seed), data(), max_steps=stop, callbacks=callbacks, ckpt_path=ckpt_path)
             ckpt_path = folder / "last.ckpt"
         states.append(load_checkpoint(ckpt_path)["callbacks"]["PostHocEMA"])
     assert states[0]["updates"] == 7
-    tiny.assert_same(states[1], states[0])
+    assert_same(states[1], states[0])
     names = [sorted(path.name for path in (folder / FOLDER).iterdir()) for folder in folders]
     assert names[0] == names[1]
     for name in names[0]:
@@ -170,7 +181,103 @@ def test_accumulated_batches_are_one_update(tmp_path):
     assert (post.updates, post.images) == (3, 36)
 
 
-def test_buffers_are_averaged_and_snapshots_may_be_half_precision(tmp_path):
+class Codebooks(L.Callback):
+    """The codebook after each update."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(pl_module.quantizer.codebook.clone())
+
+
+def codebook_run(folder, buffers: str | None) -> tuple[dict, list[torch.Tensor]]:
+    """Checkpoint and codebooks of 7 updates, with snapshots of the third and sixth."""
+    post = PostHocEMA(every_n_steps=3, **({} if buffers is None else {"buffers": buffers}))
+    module, codebooks = vqvae(optimizer=functools.partial(torch.optim.Adam, lr=0.05)), Codebooks()
+    callbacks = [post, codebooks, Checkpoint(dirpath=str(folder))]
+    tiny.train(folder, module, tiny.digits(), max_steps=7, callbacks=callbacks)
+    return load_checkpoint(folder / "last.ckpt"), codebooks.seen
+
+
+def test_buffers_are_copied_from_the_latest_snapshot_in_the_average_unless_told_else(tmp_path):
+    checkpoint, codebooks = codebook_run(tmp_path, None)
+    name, state = "quantizer.codebook", checkpoint["callbacks"]["PostHocEMA"]
+    buffers = [f"quantizer.{name}" for name in ("codebook", "counts", "sums")]
+    assert [name for name in state["copied"] if name.startswith("quantizer")] == buffers
+    assert set(state["copied"]) <= {name for name, _ in vqvae().named_buffers()}
+    for average in state["averages"].values():
+        tiny.assert_same(average[name], codebooks[-1])
+        assert not torch.equal(average["encoder.layers.0.weight"], checkpoint["state_dict"]["encoder.layers.0.weight"])
+    for update in (3, 6):
+        for sigma_rel in (0.05, 0.1):
+            saved = load_file(tmp_path / FOLDER / f"update_{update:07d}_sigma_{sigma_rel}.safetensors")
+            tiny.assert_same(saved[name], codebooks[update - 1])
+    for sigma_rel in (0.08, 0.1):  # made of several snapshots, and a stored one
+        for end, update in ((None, 7), (6, 6), (5, 3), (3, 3)):
+            made = synthesize(checkpoint, tmp_path / FOLDER, sigma_rel, end).weights
+            tiny.assert_same(made[name], codebooks[update - 1])
+
+
+def test_the_latest_snapshot_is_the_one_that_says_so_whatever_the_files_are_called(tmp_path):
+    checkpoint, codebooks = codebook_run(tmp_path, None)
+    for path in (tmp_path / FOLDER).iterdir():
+        path.rename(path.with_name(path.name.replace("update_0000003", "z")))
+    made = synthesize(checkpoint, tmp_path / FOLDER, 0.08, 6).weights
+    tiny.assert_same(made["quantizer.codebook"], codebooks[5])
+
+
+def test_buffers_may_be_averaged_like_weights(tmp_path):
+    checkpoint, codebooks = codebook_run(tmp_path, "average")
+    state = checkpoint["callbacks"]["PostHocEMA"]
+    assert state["copied"] == []
+    for key, average in state["averages"].items():
+        expected = torch.zeros_like(codebooks[0], dtype=torch.float64)
+        for update, codebook in enumerate(codebooks, start=1):
+            expected = torch.lerp(expected, codebook.double(), live_share(gamma_from_sigma_rel(float(key)), update))
+        torch.testing.assert_close(average["quantizer.codebook"], expected.float())
+        assert (expected - codebooks[-1]).abs().max() > 1e-3
+    made = synthesize(checkpoint, tmp_path / FOLDER, 0.08).weights["quantizer.codebook"]
+    averages = [average["quantizer.codebook"] for average in state["averages"].values()]
+    assert all((made - value).abs().max() > 1e-4 for value in (*averages, *codebooks))
+
+
+def test_a_buffer_under_two_names_is_copied_under_both(tmp_path):
+    module = tiny.image_gan()
+    module.generator.again = module.generator.layers[1]
+    folder = tmp_path
+    tiny.train(folder, module, tiny.digits(), callbacks=[PostHocEMA(every_n_steps=2), Checkpoint(dirpath=str(folder))])
+    checkpoint = load_checkpoint(folder / "last.ckpt")
+    made, live = synthesize(checkpoint, folder / FOLDER, 0.08).weights, checkpoint["state_dict"]
+    for name in ("generator.again.running_mean", "generator.layers.1.running_mean"):
+        tiny.assert_same(made[name], live[name])
+
+
+@pytest.mark.parametrize(("before", "after"), [("copy", "average"), ("average", "copy")])
+def test_resuming_with_another_policy_for_buffers_is_refused(tmp_path, before, after):
+    callbacks = [PostHocEMA(buffers=before), Checkpoint(dirpath=str(tmp_path))]
+    tiny.train(tmp_path, tiny.image_gan(), tiny.digits(), callbacks=callbacks)
+    message = f"buffers is '{after}', and was '{before}' in the checkpoint. Use buffers='{before}'"
+    options = {"max_steps": 5, "ckpt_path": tmp_path / "last.ckpt"}
+    with pytest.raises(ValueError, match=message):
+        tiny.train(tmp_path, tiny.image_gan(), tiny.digits(), callbacks=[PostHocEMA(buffers=after)], **options)
+
+
+def test_without_buffers_the_policy_may_change(tmp_path):
+    callbacks = [PostHocEMA(buffers="average"), Checkpoint(dirpath=str(tmp_path))]
+    tiny.train(tmp_path, _gan(), tiny.ring(), callbacks=callbacks)
+    options = {"max_steps": 5, "ckpt_path": tmp_path / "last.ckpt"}
+    tiny.train(tmp_path, _gan(), tiny.ring(), callbacks=[PostHocEMA()], **options)
+
+
+def test_a_state_that_only_passes_through_stays_as_it_was(tmp_path):
+    checkpoint, _ = codebook_run(tmp_path, None)
+    state, post = checkpoint["callbacks"]["PostHocEMA"], PostHocEMA()
+    post.load_state_dict(state)
+    assert_same(post.state_dict(), state)
+
+
+def test_snapshots_may_be_half_precision(tmp_path):
     post = PostHocEMA(every_n_steps=3, dtype="float16", modules=["generator"])
     tiny.train(tmp_path, tiny.image_gan(), tiny.digits(), callbacks=[post])
     saved = load_file(next((tmp_path / FOLDER).glob("*0.05*")))
@@ -196,6 +303,7 @@ def test_a_snapshot_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_pa
         ({"sigma_rels": (0.5,)}, "sigma_rel must lie between"),
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
         ({"dtype": "int8"}, "dtype must be float32, float16 or bfloat16, got 'int8'"),
+        ({"buffers": "mean"}, "buffers must be copy or average, got 'mean'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, match):

@@ -7,11 +7,13 @@ from lit_generative.data.digits import Digits
 from lit_generative.training.checks import (
     check_class,
     check_data,
+    check_gives_logits,
     check_weights,
     disjoint,
     find_modules,
     labels_of,
     named_optimizers,
+    training_images,
 )
 from tests import tiny
 
@@ -48,6 +50,19 @@ def test_weights_that_do_not_fit_name_the_setting_that_differs():
     check_weights(narrow, narrow.state_dict(), narrow.hparams)
     with pytest.raises(ValueError, match=r"do not fit this VAE: encoder.*hidden_dim=7.*hidden_dim=6"):
         check_weights(narrow, wide.state_dict(), wide.hparams)
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.LogSigmoid()])
+def test_a_discriminator_that_gives_probabilities_is_refused(last):
+    message = f"X: the discriminator must give logits, and Sequential ends in a {type(last).__name__}. Leave it out"
+    for layers in ([nn.Linear(2, 1), last], [nn.Linear(2, 1), nn.Sequential(nn.Linear(1, 1), last)]):
+        with pytest.raises(ValueError, match=message):
+            check_gives_logits("X", nn.Sequential(*layers))
+
+
+def test_a_sigmoid_within_is_no_matter():
+    check_gives_logits("X", nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1)))
+    check_gives_logits("X", nn.Module())
 
 
 def test_modules_are_found_by_name_and_by_pattern_each_once():
@@ -111,3 +126,23 @@ def test_labels_are_those_of_the_batch():
     label = torch.tensor([2, 0])
     assert labels_of("GAN", {"label": label}, 3) is label
     assert labels_of("GAN", {"label": label}, None) is None
+
+
+def test_training_images_are_spread_over_the_set_and_at_most_all_of_it(tmp_path):
+    data, run = tiny.digits(), tiny.trainer(tmp_path)
+    data.setup("fit")
+    run.datamodule = data
+    total = data.num_examples("train")
+    images = training_images(run, 3)
+    expected = data.examples("train", torch.tensor([0, round((total - 1) / 2), total - 1]))
+    torch.testing.assert_close(images, expected.float() / 127.5 - 1)
+    assert len(training_images(run, total + 5)) == total
+
+
+def test_data_without_single_images_is_refused(tmp_path):
+    run = tiny.trainer(tmp_path)
+    with pytest.raises(ValueError, match="NoneType gives no single training images"):
+        training_images(run, 3)
+    run.datamodule = tiny.ring()
+    with pytest.raises(ValueError, match="RingMixture gives no single training images"):
+        training_images(run, 3)

@@ -8,7 +8,6 @@ from lit_generative.networks.conv_vq import ConvFeatureDecoder, ConvFeatureEncod
 from lit_generative.networks.dcgan import DCGANDiscriminator
 from lit_generative.vae.adversarial import (
     adaptive_weight,
-    check_gives_logits,
     check_no_labels,
     common_latent_shape,
     discriminator_hinge,
@@ -83,10 +82,3 @@ def test_networks_that_want_labels_are_refused():
     check_no_labels({"discriminator": DCGANDiscriminator(**IMAGES)})
     with pytest.raises(ValueError, match="the judge must take no labels, got DCGANDiscriminator with num_classes=10"):
         check_no_labels({"judge": DCGANDiscriminator(**IMAGES, num_classes=10)})
-
-
-@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.LogSigmoid()])
-def test_a_discriminator_that_gives_probabilities_is_refused(last):
-    check_gives_logits(nn.Sequential(nn.Linear(2, 3), last, nn.Linear(3, 1)))
-    with pytest.raises(ValueError, match=f"must give logits, and Sequential ends in a {type(last).__name__}"):
-        check_gives_logits(nn.Sequential(nn.Linear(2, 1), last))

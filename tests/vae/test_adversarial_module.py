@@ -27,8 +27,18 @@ from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
 from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
 from lit_generative.training.module import global_seed
-from lit_generative.types import SupportsAveraging, SupportsReconstruction, SupportsSampling
+from lit_generative.types import (
+    LatentCodec,
+    SupportsAveraging,
+    SupportsCapacity,
+    SupportsKLSchedule,
+    SupportsLatents,
+    SupportsLikelihood,
+    SupportsReconstruction,
+    SupportsSampling,
+)
 from lit_generative.vae.adversarial_module import AdversarialVAE
+from lit_generative.vae.discretized import DiscretizedLogistic
 from lit_generative.vae.gaussians import LearnedGaussian
 from lit_generative.vae.likelihoods import Bernoulli, Gaussian
 from tests import families, tiny
@@ -329,8 +339,61 @@ def test_images_become_latents_and_images_again(latent, shape):
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(3))
     tiny.assert_same(module.sample(4, generator=torch.Generator().manual_seed(3)), module.decode(noise))
     assert module.training
-    for protocol in (SupportsSampling, SupportsReconstruction, SupportsAveraging):
-        assert isinstance(module, protocol)
+
+
+def test_it_is_what_callbacks_ask_for():
+    supported = (
+        LatentCodec,
+        SupportsAveraging,
+        SupportsKLSchedule,
+        SupportsLatents,
+        SupportsLikelihood,
+        SupportsReconstruction,
+        SupportsSampling,
+    )
+    for protocol in supported:
+        assert isinstance(model(), protocol), protocol
+    assert not isinstance(model(), SupportsCapacity)
+
+
+# ---- the bound
+
+
+@pytest.mark.parametrize(("latent", "shape"), [("vectors", (3,)), ("maps", (2, 4, 4))])
+def test_posterior_kl_and_importance_weights_are_those_of_torch(latent, shape):
+    module, x = model(latent).double(), batches(5)[0]["image"].double()
+    mean, logvar = module.posterior(x)
+    assert mean.shape == logvar.shape == (5, *shape)
+    q, p = Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)
+    torch.testing.assert_close(module.kl_by_dimension(mean, logvar), kl_divergence(q, p))
+    torch.manual_seed(3)
+    log_weight = module.log_importance_weights(x, 4)
+    torch.manual_seed(3)
+    z = mean + q.stddev * torch.randn(4, 5, *shape, dtype=torch.float64)
+    for k in range(4):
+        expected = Normal(module.decoder(z[k]), 0.5).log_prob(x).sum(dim=(1, 2, 3))
+        expected = expected + (p.log_prob(z[k]) - q.log_prob(z[k])).flatten(start_dim=1).sum(dim=1)
+        torch.testing.assert_close(log_weight[k], expected)
+
+
+class Typed(Gaussian):
+    """Remembers the type of what it was given."""
+
+    def log_prob(self, output, x):
+        self.dtype = output.dtype
+        return super().log_prob(output, x)
+
+
+def test_the_bound_is_float32_under_autocast():
+    module, x = model(likelihood=Typed()), batches(5)[0]["image"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {value.dtype for value in (*module.posterior(x), module.log_importance_weights(x, 2))} == {torch.float32}
+    assert module.likelihood.dtype == torch.float32
+
+
+def test_bits_are_defined_where_the_likelihood_is_of_pixels():
+    assert not model().is_discrete
+    assert model(likelihood=DiscretizedLogistic()).is_discrete
 
 
 @pytest.mark.parametrize("latent", ["vectors", "maps"])
@@ -432,9 +495,19 @@ def test_a_discriminator_that_does_not_judge_each_image_is_refused(tmp_path):
         fit(tmp_path, module, 6)
 
 
-def test_an_unconditional_model_takes_no_label():
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda module, x, y: module.sample(2, y),
+        lambda module, x, y: module.posterior(x, y),
+        lambda module, x, y: module.log_importance_weights(x, 3, y),
+        lambda module, x, y: module.encode(x, y),
+        lambda module, x, y: module.decode(module.encode(x), y),
+    ],
+)
+def test_an_unconditional_model_takes_no_label(ask):
     with pytest.raises(ValueError, match="AdversarialVAE: the model is unconditional, so it takes no label"):
-        model().sample(2, torch.zeros(2, dtype=torch.int64))
+        ask(model(), batches(2)[0]["image"], torch.zeros(2, dtype=torch.int64))
 
 
 def test_images_that_the_likelihood_cannot_score_are_refused_at_the_first_batch(tmp_path):

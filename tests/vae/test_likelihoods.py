@@ -9,7 +9,8 @@ from lit_generative.recipe import describe
 from lit_generative.tensor_ops import from_uint8
 from lit_generative.vae.discretized import DiscretizedLogistic, DiscretizedLogisticMixture
 from lit_generative.vae.gaussians import LearnedGaussian, OptimalGaussian, PixelwiseGaussian
-from lit_generative.vae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from lit_generative.vae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood, check_first, with_state
+from lit_generative.vae.priors import GaussianMixturePrior, StandardNormal
 
 LIKELIHOODS = [cls for cls in Likelihood.__subclasses__() if cls.__module__.startswith("lit_generative.")]
 ONE_NUMBER = [Bernoulli, ContinuousBernoulli, Gaussian, LearnedGaussian, OptimalGaussian]
@@ -257,3 +258,40 @@ def test_images_outside_the_unit_interval_are_refused_by_what_lives_there(cls, v
     x[1, 0, 2, 1] = 1 + 1e-4
     cls().check(x)
     Gaussian().check(torch.full((1, 1, 2, 3), 7.0))
+
+
+class Watched(Gaussian):
+    """Remembers what it was asked to check, and refuses images of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = []
+
+    def check(self, x):
+        if len(x) == 1:
+            raise ValueError("Watched")
+        self.checked.append(len(x))
+
+
+def test_the_first_batch_of_each_stage_is_checked_until_one_passes():
+    likelihood, seen = Watched(), set()
+    with pytest.raises(ValueError, match="Watched"):
+        check_first(likelihood, torch.zeros(1, 2), "train", seen)
+    for num, stage in ((2, "train"), (3, "train"), (4, "val"), (5, "train"), (6, "val")):
+        check_first(likelihood, torch.zeros(num, 2), stage, seen)
+    assert likelihood.checked == [2, 4]
+    assert seen == {"train", "val"}
+
+
+# ---- what they learn
+
+
+def test_the_parts_with_parameters_or_buffers_are_named():
+    model = nn.Module()
+    model.likelihood, model.prior, model.other = Gaussian(), StandardNormal(), nn.BatchNorm2d(3, affine=False)
+    assert with_state(model, "likelihood", "prior") == []
+    assert with_state(model, "other", "prior") == ["other"]
+    model.likelihood, model.prior = LearnedGaussian(), GaussianMixturePrior(3, 2)
+    assert with_state(model, "likelihood", "prior") == ["likelihood", "prior"]
+    with pytest.raises(AttributeError, match="prier"):
+        with_state(model, "prier")

@@ -8,11 +8,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
+from lit_generative.callbacks.likelihood_evaluation import LikelihoodEvaluation
 from lit_generative.networks.conv_vae import ConvDecoder, ConvEncoder
 from lit_generative.networks.mlp import MLPDecoder, MLPEncoder
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
 from lit_generative.training.module import global_seed
+from lit_generative.vae.flows import InverseAutoregressiveFlow
 from lit_generative.vae.likelihoods import Bernoulli, Gaussian
 from lit_generative.vae.module import VAE
 from lit_generative.vae.objectives import Elbo
@@ -102,6 +104,19 @@ def test_kl_is_what_the_draws_say_on_average():
     draws = mlp_vae().draw(images(3)[0]["image"], num_draws=20_000)
     assert draws.log_likelihood.shape == draws.log_prior.shape == draws.log_posterior.shape == (20_000, 3)
     torch.testing.assert_close(draws.kl, (draws.log_posterior - draws.log_prior).mean(dim=0), rtol=0, atol=0.03)
+
+
+def test_the_likelihood_estimated_behind_a_flow_is_the_evidence():
+    torch.manual_seed(0)
+    decoder, flow = LinearDecoder(), InverseAutoregressiveFlow(latent_dim=2, hidden_dim=6, num_steps=2)
+    module = VAE(TruePosterior(decoder), decoder, Gaussian(sigma=SIGMA), Elbo(), Adam, flow=flow)
+    x = torch.randn(4, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    covariance = decoder.weight @ decoder.weight.T + SIGMA**2 * torch.eye(6)
+    log_evidence = MultivariateNormal(torch.zeros(6), covariance).log_prob(x.flatten(start_dim=1))
+    with torch.no_grad():
+        nll, elbo = LikelihoodEvaluation(chunk_size=2000).bounds(module, x, None, 20_000)
+    torch.testing.assert_close(-nll, log_evidence, rtol=0, atol=0.02)
+    assert (elbo < log_evidence - 0.1).all()  # the flow has moved the true posterior away
 
 
 def test_gradients_reach_encoder_and_decoder():

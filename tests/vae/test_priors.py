@@ -106,3 +106,11 @@ def test_the_kl_of_each_dimension_sums_to_that_of_torch():
 def test_bad_numbers_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_pseudo_inputs_may_begin_with_images():
+    prior, images = vamp(), torch.linspace(-1, 1, 16).reshape(4, 1, 2, 2)
+    prior.begin_with(images)
+    torch.testing.assert_close(prior.pseudo_inputs.tanh(), 0.95 * images)
+    with pytest.raises(ValueError, match=r"begins with 4 images of shape \(1, 2, 2\), got \(3, 1, 2, 2\)"):
+        prior.begin_with(images[:3])
