@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from lightning.pytorch.cli import instantiate_module
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_generative.diffusion.module import DDPM
+from lit_generative.recipe import Recorded
 from lit_generative.training.averages import ema_record, ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.module import GenerativeModule
+from lit_generative.types import LatentCodec
 
 TRUSTED = ("lit_generative", "torch", "lightning", "diffusers")
 """Packages whose classes a checkpoint may build."""
@@ -50,13 +54,31 @@ def load_module(
     cls = _import(hparams["_class_path"])
     if not issubclass(cls, GenerativeModule):
         raise ValueError(f"{path} holds a {hparams['_class_path']}, which is no GenerativeModule and cannot sample.")
-    module: GenerativeModule = instantiate_module(cls, hparams)
+    module = _build(cls, hparams)
     state = checkpoint["state_dict"]
     averaged = ema_state(checkpoint, ema if isinstance(ema, str) else None)
     if ema and averaged is None:
         raise ValueError(f"{path} has no averaged weights: the run had no EMA callback. Leave --ema out.")
     module.load_state_dict(state if ema is False or averaged is None else {**state, **averaged})
     return module.eval().to(choose_device(device))
+
+
+def _build(cls: type[GenerativeModule], hparams: dict[str, Any]) -> GenerativeModule:
+    try:
+        return instantiate_module(cls, hparams)
+    except Exception as error:
+        # jsonargparse wraps what a constructor raised in the whole config.
+        cause: BaseException | None = error
+        while cause is not None and not _raised_here(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+    raise cause from None  # not within the handler, or the two would name each other as their context
+
+
+def _raised_here(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("lit_generative.")
 
 
 def load_ema(path: str | os.PathLike[str], profile: str | None = None) -> dict[str, Tensor]:
@@ -90,6 +112,85 @@ def checkpoint_record(path: str | os.PathLike[str], ema: bool | str | None = Non
     checkpoint = load_checkpoint(path)
     weights = {"weights": "raw"} if ema is False else ema_record(checkpoint, ema if isinstance(ema, str) else None)
     return {**weights, "step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+
+
+class CheckpointNetwork(Recorded, nn.Module):
+    """The network of a trained DDPM, to guide another (see :class:`lit_generative.diffusion.guidance.Autoguidance`).
+
+    Args:
+        checkpoint: The file. A checkpoint of what is guided names it as it stands here, so it must stay there.
+        ema: As in :func:`load_module`.
+
+    Attributes:
+        checkpoint: The file, as it was named.
+        network: The network, in evaluation mode.
+        schedule: The noise levels that it was trained on.
+        parameterization: What it predicts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds another family, is a folder, or as :func:`load_module`.
+    """
+
+    def __init__(self, checkpoint: str, ema: bool | str | None = None) -> None:
+        super().__init__()
+        if Path(checkpoint).is_dir():
+            raise ValueError(
+                f"CheckpointNetwork: checkpoint must be a file, as the newest of a folder changes, got {checkpoint}."
+            )
+        module = _load_part(self, checkpoint, ema)
+        if not isinstance(module, DDPM):
+            raise ValueError(
+                f"CheckpointNetwork: {checkpoint} holds a {type(module).__name__}, which removes no noise. Give the "
+                "checkpoint of a DDPM."
+            )
+        self.checkpoint = checkpoint
+        self.network = module.network
+        self.schedule = module.schedule
+        self.parameterization = module.parameterization
+        self.sample_shape = tuple(module.network.sample_shape)  # type: ignore[arg-type]
+        self.num_classes = module.num_classes
+        self.extra_channels = int(getattr(module.network, "extra_channels", 0))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """As the network's own."""
+        prediction: Tensor = self.network(x_t, t, y)
+        return prediction
+
+
+class CheckpointCodec(Recorded, nn.Module):
+    """A trained autoencoder, on whose latents a DDPM is trained.
+
+    Args:
+        checkpoint: A checkpoint of a VAE or an AdversarialVAE, or a folder of runs: its newest ``last.ckpt`` is taken.
+            Only training needs it: a checkpoint of the DDPM holds the autoencoder.
+        ema: As in :func:`load_module`.
+
+    Attributes:
+        loaded: The autoencoder, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If what it holds has no latents, or as :func:`load_module`.
+    """
+
+    def __init__(self, checkpoint: str, ema: bool | str | None = None) -> None:
+        super().__init__()
+        self.loaded = _load_part(self, checkpoint, ema)
+        if not isinstance(self.loaded, LatentCodec):
+            raise ValueError(
+                f"CheckpointCodec: {checkpoint} holds a {type(self.loaded).__name__}, which has no latent_shape, "
+                "posterior(x) and decode(z). Give the checkpoint of a VAE without flow, or of an AdversarialVAE."
+            )
+
+
+def _load_part(part: nn.Module, checkpoint: str, ema: bool | str | None) -> GenerativeModule:
+    try:
+        return load_module(checkpoint, ema)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{type(part).__name__}: {error} The model needs it, looked for from {Path.cwd()}."
+        ) from error
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

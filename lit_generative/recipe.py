@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -64,6 +65,17 @@ def _class_of_partial(value: Any) -> type | None:
     return value.args[-1] if by_parser and value.args and isinstance(value.args[-1], type) else None
 
 
+def _recipe_of(value: Any) -> dict[str, Any] | None:
+    """Class path and constructor's arguments, of a :class:`Recorded` object or a module with hyperparameters."""
+    hparams = getattr(value, "hparams", None)
+    if not isinstance(hparams, Mapping) or "_class_path" not in hparams:
+        return getattr(value, "_recipe", None)
+    if hparams["_class_path"].rpartition(".")[2] != type(value).__name__:
+        return None  # LightningCLI gives a module within a module the hyperparameters of the outer one
+    arguments = {key: item for key, item in hparams.items() if not key.startswith("_")}
+    return {"class_path": hparams["_class_path"], "init_args": arguments}
+
+
 def class_path(cls: type) -> str:
     """Where ``cls`` can be imported from: ``module.QualName``."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -73,8 +85,8 @@ def describe(value: Any) -> Any:
     """Turn a constructor argument into plain data that a config could hold.
 
     Args:
-        value: A number, string, None, list, tuple, dict, :class:`Recorded` object, class, or
-            ``functools.partial`` of a class (an optimizer with its settings).
+        value: A number, string, None, list, tuple, dict, :class:`Recorded` object, class, ``functools.partial`` of a
+            class (an optimizer with its settings), or a module whose ``hparams`` name its ``_class_path``.
 
     Returns:
         Numbers, strings, None, lists and dicts only.
@@ -92,7 +104,7 @@ def describe(value: Any) -> Any:
         return {"class_path": class_path(value)}
     if (built := _class_of_partial(value)) is not None:
         return {"class_path": class_path(built), "init_args": describe(value.keywords)}
-    recipe = getattr(value, "_recipe", None)
+    recipe = _recipe_of(value)
     cls = type(value)
     if recipe is None and _needs_no_arguments(value):
         return {"class_path": class_path(cls)}

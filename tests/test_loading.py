@@ -6,7 +6,18 @@ import torch
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
-from lit_generative.loading import TRUSTED, checkpoint_record, load_ema, load_module
+from lit_generative.diffusion.guidance import Autoguidance
+from lit_generative.diffusion.parameterizations import Velocity
+from lit_generative.diffusion.samplers import DDIMSampler
+from lit_generative.loading import (
+    TRUSTED,
+    CheckpointCodec,
+    CheckpointNetwork,
+    checkpoint_record,
+    load_ema,
+    load_module,
+)
+from lit_generative.networks.mlp import MLPDenoiser
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.averages import ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
@@ -292,3 +303,139 @@ def test_the_record_of_a_checkpoint_says_which_weights_it_gives(tmp_path):
         checkpoint_record(path, "ema")
     tiny.train(tmp_path, tiny.vae(), tiny.digits(), max_steps=2, callbacks=[]).save_checkpoint(path)
     assert checkpoint_record(path)["weights"] == "raw"
+
+
+# a module of a checkpoint within another
+
+
+def _guided(path, **options):
+    guidance = Autoguidance(CheckpointNetwork(str(path), **options), 2.0, (0.05, 5.0))
+    return tiny.point_ddpm(num_classes=4, seed=1, sampler=DDIMSampler(3, guidance=guidance))
+
+
+def _guide(tmp_path, *callbacks):
+    return _checkpoint(tmp_path / "guide", tiny.point_ddpm(num_classes=4), tiny.ring(), *callbacks)
+
+
+def _latent(tmp_path, **options):
+    path = _checkpoint(tmp_path / "codec", tiny.vae(), tiny.digits())
+    network = MLPDenoiser(hidden_dim=5, num_layers=1, sample_shape=(3,))
+    return tiny.ddpm(network=network, codec=CheckpointCodec(str(path), **options)), path
+
+
+def test_a_network_is_loaded_with_what_its_prediction_means(tmp_path):
+    module = tiny.point_ddpm(num_classes=4)
+    path = _checkpoint(tmp_path, module, tiny.ring(), EMA(half_life=20))
+    live, average = tiny.weights(module.network), ema_state(load_checkpoint(path))
+    part = CheckpointNetwork(str(path))
+    assert (part.sample_shape, part.num_classes, part.extra_channels) == ((2,), 4, 0)
+    assert part.schedule.num_timesteps == 10
+    assert type(part.parameterization) is type(module.parameterization)
+    assert not any(layer.training for layer in part.network.modules())
+    tiny.assert_same(tiny.weights(part.network), {k.removeprefix("network."): v for k, v in average.items()})
+    raw = CheckpointNetwork(str(path), ema=False)
+    tiny.assert_same(tiny.weights(raw.network), live)
+    x_t, t, y = torch.randn(3, 2), torch.tensor([0, 4, 9]), torch.tensor([0, 1, 3])
+    tiny.assert_same(raw(x_t, t, y), module.network(x_t, t, y))
+
+
+def test_a_guided_model_is_rebuilt_with_its_guide_and_keeps_it_out_of_its_weights(tmp_path):
+    module = _guided(_guide(tmp_path, EMA(half_life=20)), ema=False)
+    path = _checkpoint(tmp_path, module, tiny.ring())
+    assert load_checkpoint(path)["state_dict"].keys() == tiny.weights(tiny.point_ddpm(num_classes=4)).keys()
+    loaded = load_module(path)
+    tiny.assert_same(_draw(loaded), _draw(module))
+    guides = [m.sampler.guidance.guide for m in (loaded, module)]
+    tiny.assert_same(*(tiny.weights(guide) for guide in guides))
+    assert loaded.sampling_settings() == module.sampling_settings()
+
+
+def test_the_guide_makes_a_difference(tmp_path):
+    module = _guided(_guide(tmp_path))
+    guided = _draw(module)
+    module.sampler.guidance = None
+    assert (guided != _draw(module)).any()
+
+
+def test_a_guide_that_is_gone_is_named(tmp_path):
+    guide = _guide(tmp_path)
+    path = _checkpoint(tmp_path, _guided(guide), tiny.ring())
+    guide.rename(tmp_path / "moved.ckpt")
+    with pytest.raises(FileNotFoundError, match=rf"CheckpointNetwork: There is no checkpoint {guide}\. .*needs it"):
+        load_module(path)
+
+
+def test_a_guide_of_another_kind_of_model_is_refused_when_the_checkpoint_is_loaded(tmp_path):
+    guide = _guide(tmp_path)
+    path = _checkpoint(tmp_path, _guided(guide), tiny.ring())
+    _checkpoint(tmp_path / "guide", tiny.point_ddpm(num_classes=4, parameterization=Velocity()), tiny.ring())
+    with pytest.raises(ValueError, match="Autoguidance: the guide must have been trained with the model's parameteri"):
+        load_module(path)
+
+
+def test_what_removes_no_noise_is_no_guide(tmp_path):
+    with pytest.raises(ValueError, match=r"CheckpointNetwork: .*last.ckpt holds a GAN, which removes no noise"):
+        CheckpointNetwork(str(_checkpoint(tmp_path, tiny.gan(), tiny.ring())))
+
+
+def test_a_folder_is_no_guide(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint must be a file, as the newest of a folder changes"):
+        CheckpointNetwork(str(_guide(tmp_path).parent))
+
+
+def test_a_checkpoint_holds_the_codec_that_was_loaded_from_a_file(tmp_path):
+    module, codec = _latent(tmp_path)
+    path = _checkpoint(tmp_path, module, tiny.digits())
+    codec.unlink()
+    loaded = load_module(path)
+    assert type(loaded.latents.codec) is type(tiny.vae())
+    tiny.assert_same(tiny.weights(loaded), tiny.weights(module))
+    tiny.assert_same(_draw(loaded), _draw(module))
+    assert load_checkpoint(path)["hyper_parameters"]["codec"]["class_path"] == "lit_generative.vae.module.VAE"
+
+
+def test_a_codec_may_be_the_newest_of_a_folder_and_has_the_weights_asked_for(tmp_path):
+    module = tiny.vae()
+    path = _checkpoint(tmp_path, module, tiny.digits(), EMA(half_life=20))
+    live, average = tiny.weights(module), ema_state(load_checkpoint(path))
+    tiny.assert_same(tiny.weights(CheckpointCodec(str(tmp_path)).loaded), live | average)
+    tiny.assert_same(tiny.weights(CheckpointCodec(str(path), ema=False).loaded), live)
+
+
+def test_what_has_no_latents_is_no_codec(tmp_path):
+    with pytest.raises(ValueError, match=r"CheckpointCodec: .*last.ckpt holds a GAN, which has no latent_shape"):
+        CheckpointCodec(str(_checkpoint(tmp_path, tiny.gan(), tiny.ring())))
+
+
+def test_a_codec_that_is_gone_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"CheckpointCodec: There is no checkpoint lost.ckpt\. .*needs it"):
+        CheckpointCodec("lost.ckpt")
+
+
+@pytest.mark.parametrize("form", ["class", "text", "deep"])
+def test_an_untrusted_class_in_the_arguments_of_a_codec_is_refused(tmp_path, strange, form):
+    module, _ = _latent(tmp_path)
+    path = _checkpoint(tmp_path, module, tiny.digits())
+    codec = load_checkpoint(path)["hyper_parameters"]["codec"]
+    deep = {"class_path": "lit_generative.vae.objectives.Elbo", "init_args": {"parts": [{"class_path": strange}]}}
+    key, value = {
+        "class": ("encoder", {"class_path": strange}),
+        "text": ("encoder", strange),
+        "deep": ("objective", deep),
+    }[form]
+    _edit(path, codec={**codec, "init_args": {**codec["init_args"], key: value}})
+    with pytest.raises(ValueError, match=r"last\.ckpt .*strange_networks.Generator"):
+        load_module(path)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("trust", [[], ["strange_networks"]])
+def test_an_untrusted_class_in_the_checkpoint_of_a_guide_is_refused_whatever_the_model_may_build(
+    tmp_path, strange, trust
+):
+    guide = _guide(tmp_path)
+    path = _checkpoint(tmp_path, _guided(guide), tiny.ring())
+    _edit(guide, network={"class_path": strange})
+    with pytest.raises(ValueError, match=r"guide/last\.ckpt asks for the class strange_networks.Generator"):
+        load_module(path, trust=trust)
+    assert not (tmp_path / "imported").exists()

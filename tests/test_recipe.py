@@ -7,6 +7,8 @@ from torch import nn
 
 from lit_generative.networks.mlp import MLPGenerator
 from lit_generative.recipe import Recorded, class_path, describe
+from lit_generative.vae.module import VAE
+from tests import tiny
 
 HERE = __name__
 
@@ -102,6 +104,38 @@ def test_nested_objects_are_described_to_the_bottom():
             },
         }
     ]
+
+
+class WithHyperparameters(nn.Module):
+    """As LightningCLI leaves a module."""
+
+    def __init__(self, class_path: str) -> None:
+        super().__init__()
+        self.hparams = {"_class_path": class_path, "_instantiator": "somewhere", "size": 3, "part": Base(1)}
+
+
+def test_a_module_is_described_by_its_hyperparameters():
+    part = {"class_path": f"{HERE}.Base", "init_args": {"size": 1, "scale": 2.0}}
+    path = f"{HERE}.WithHyperparameters"
+    assert describe(WithHyperparameters(path)) == {"class_path": path, "init_args": {"size": 3, "part": part}}
+
+
+def test_a_module_with_the_hyperparameters_of_another_class_is_refused():
+    with pytest.raises(TypeError, match="WithHyperparameters does not say how it was built"):
+        describe(WithHyperparameters(f"{HERE}.Holder"))
+
+
+def test_the_description_of_a_module_builds_one_with_the_same_settings():
+    module = tiny.vae(hidden_dim=7)
+    described = describe(module)
+    assert described["class_path"] == "lit_generative.vae.module.VAE"
+    assert not any(key.startswith("_") for key in described["init_args"])
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--built", type=VAE)
+    again = parser.instantiate(parser.parse_object({"built": described})).built
+    settings, expected = ({**d["init_args"], "optimizer": None} for d in (describe(again), described))
+    assert settings == expected  # but for the optimizer, to which the parser adds torch's defaults
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
 
 
 def test_an_object_with_arguments_but_no_record_is_refused():

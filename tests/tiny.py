@@ -69,18 +69,18 @@ def ddpm(num_classes: int | None = None, seed: int = 0, **kwargs: Any) -> DDPM:
     network = DiffusersUNet(
         image_size=8, channels=1, num_classes=num_classes, widths=(8,), layers_per_block=1, attention_levels=()
     )
-    return _diffusion(network, **kwargs)
+    return _diffusion(**({"network": network} | kwargs))
 
 
 def point_ddpm(num_classes: int | None = None, seed: int = 0, **kwargs: Any) -> DDPM:
     """The same on 2-D points."""
     torch.manual_seed(seed)
-    return _diffusion(MLPDenoiser(hidden_dim=5, num_layers=1, num_classes=num_classes), **kwargs)
+    network = MLPDenoiser(hidden_dim=5, num_layers=1, num_classes=num_classes)
+    return _diffusion(**({"network": network} | kwargs))
 
 
-def _diffusion(network: torch.nn.Module, **kwargs: Any) -> DDPM:
+def _diffusion(**kwargs: Any) -> DDPM:
     arguments = {
-        "network": network,
         "schedule": LinearSchedule(num_timesteps=10),
         "parameterization": Epsilon(),
         "sampler": DDIMSampler(num_steps=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_generative.diffusion.checks import check_model
+from lit_generative.diffusion.conditions import Condition, SuperResolution
 from lit_generative.diffusion.denoiser import Denoiser
+from lit_generative.diffusion.inpainting import inpaint
+from lit_generative.diffusion.latents import Latents
+from lit_generative.diffusion.noise import NoiseSource
+from lit_generative.diffusion.objectives import DenoisingObjective, Prediction, Simple
 from lit_generative.diffusion.parameterizations import Parameterization
 from lit_generative.diffusion.samplers import Sampler
 from lit_generative.diffusion.schedules import NoiseSchedule
+from lit_generative.diffusion.times import TimeSampling, UniformTimes
 from lit_generative.recipe import describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
-from lit_generative.training.checks import labels_of
+from lit_generative.training.checks import labels_of, training_images
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 
@@ -31,7 +39,18 @@ class DDPM(GenerativeModule):
         sampler: How samples are drawn.
         optimizer: Optimizer of the network.
         scheduler: Learning rate, stepped once an update.
-        clip_samples: Keep the sampler's guess of the image in ``[-1, 1]``.
+        objective: What is minimized; None for the plain squared error, L_simple.
+        times: Which times are trained at; None for all alike.
+        noise: What data is mixed with; None for independent, standard normal noise.
+        clip_samples: Keep the sampler's guess of the image in ``[-1, 1]``; None does so unless there is a codec.
+        label_dropout: Probability that training hides a label, so that guidance may leave it out.
+        self_conditioning: Show the network its last guess of the image (Chen et al. 2023, arXiv:2208.04202); half of
+            the training batches see none.
+        condition: What of the clean image the network sees, as in super-resolution.
+        codec: A trained autoencoder: the network then works on its latents, scaled to unit variance.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
     """
 
     def __init__(
@@ -42,11 +61,17 @@ class DDPM(GenerativeModule):
         sampler: Sampler,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
-        clip_samples: bool = True,
+        objective: DenoisingObjective | None = None,
+        times: TimeSampling | None = None,
+        noise: NoiseSource | None = None,
+        clip_samples: bool | None = None,
+        label_dropout: float = 0.0,
+        self_conditioning: bool = False,
+        condition: Condition | None = None,
+        codec: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        sampler.times(schedule.num_timesteps)  # refuses more steps than levels now, not after training
         self.num_classes = getattr(network, "num_classes", None)
         self.network = network
         self.schedule = schedule
@@ -54,12 +79,25 @@ class DDPM(GenerativeModule):
         self.sampler = sampler
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.clip_samples = clip_samples
+        self.objective = Simple() if objective is None else objective
+        self.times = UniformTimes() if times is None else times
+        self.noise = NoiseSource() if noise is None else noise
+        self.latents = None if codec is None else Latents(codec)
+        self.clip_samples = codec is None if clip_samples is None else clip_samples
+        self.label_dropout = label_dropout
+        self.self_conditioning = self_conditioning
+        self.condition = condition
+        check_model(self)
 
     @property
     def sampling_modules(self) -> list[str]:
         """The network."""
         return ["network"]
+
+    @property
+    def latent_modules(self) -> list[str]:
+        """What works on latents, whose shape is not that of the data."""
+        return [] if self.latents is None else ["network"]
 
     @override
     def sampling_settings(self) -> dict[str, Any]:
@@ -70,38 +108,77 @@ class DDPM(GenerativeModule):
         return self.optimizer_for("network", self.network.parameters(), self.optimizer, self.scheduler)
 
     @override
+    def on_fit_start(self) -> None:
+        if self.latents is not None and not self.latents.measured:
+            self.latents.measure(training_images(self.trainer, at_most=2048))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.latents is not None:  # so that the checkpoint needs no other file
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "codec": describe(self.latents.codec)}
+
+    # ---- training
+
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.denoising_loss(batch)
-        self.log_losses({"loss": loss}, in_bar=("loss",))
-        return loss.mean()
+        x0, y = self._clean(batch), self._dropped(labels_of("DDPM", batch, self.num_classes))
+        t, factor = self.times.draw(len(x0), self.schedule, x0.device)
+        prediction = self.predict_noisy(x0, t, y, self._condition_of(batch))
+        loss = self.objective.loss(prediction)
+        self.times.observe(t, loss.detach())
+        factor = torch.ones_like(loss) if factor is None else factor
+        if self.log_now:
+            terms = {"loss": loss, **self.objective.terms(prediction)}
+            self.log_losses({name: factor * value for name, value in terms.items()}, in_bar=("loss",))
+        return (factor * loss).mean()
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log_evaluation("val", {"loss": self.denoising_loss(batch)})
+        self._evaluate("val", batch)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log_evaluation("test", {"loss": self.denoising_loss(batch)})
+        self._evaluate("test", batch)
 
-    def denoising_loss(self, batch: Batch) -> Tensor:
-        """Squared error of the prediction at a uniformly drawn time.
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        """The loss at uniformly drawn times, with all labels."""
+        x0, y = self._clean(batch), labels_of("DDPM", batch, self.num_classes)
+        t = self.schedule.random_times(len(x0), x0.device)
+        prediction = self.predict_noisy(x0, t, y, self._condition_of(batch))
+        self.log_evaluation(stage, {"loss": self.objective.loss(prediction), **self.objective.terms(prediction)})
 
-        Source: Ho et al. 2020, eq. 14 (arXiv:2006.11239), as a mean over pixels.
+    def predict_noisy(
+        self, x0: Tensor, t: Tensor, y: Tensor | None = None, condition: Tensor | None = None
+    ) -> Prediction:
+        """Add noise, and ask the network.
 
         Args:
-            batch: Clean images and their labels.
-
-        Returns:
-            ``(N,)``.
+            x0: Clean data, or latents, ``(N, *network.sample_shape)``.
+            t: Times, ``(N,)``.
+            y: Labels, ``(N,)``, if the network has classes.
+            condition: What it sees beside ``x_t``, ``(N, C', H, W)``.
         """
-        x0 = batch["image"]
-        y = labels_of("DDPM", batch, self.num_classes)
-        t = torch.randint(self.schedule.num_timesteps, (len(x0),), device=x0.device)
-        eps = torch.randn_like(x0)
+        eps = self.noise.draw(x0)
         alpha, sigma = (expand_like(value, x0) for value in self.schedule.alpha_sigma(t))
-        x_t = alpha * x0 + sigma * eps
-        error = self.network(x_t, t, y).float() - self.parameterization.target(x0, eps, alpha, sigma)
-        return error.square().flatten(start_dim=1).mean(dim=1)
+        x_t = alpha * x0 + sigma * self.noise.shown(eps)
+        output, variance = self.denoiser(y, condition).predict(x_t, t)
+        return Prediction(x0, eps, x_t, t, output, variance, self.schedule, self.parameterization)
+
+    def _clean(self, batch: Batch) -> Tensor:
+        return batch["image"] if self.latents is None else self.latents.encode(batch["image"])
+
+    def _condition_of(self, batch: Batch) -> Tensor | None:
+        return None if self.condition is None else self.condition.of(batch["image"])
+
+    def _dropped(self, y: Tensor | None) -> Tensor | None:
+        """Labels, some of them the null class."""
+        if y is None or self.num_classes is None or self.label_dropout == 0:
+            return y
+        hidden = torch.rand(len(y), device=y.device) < self.label_dropout
+        return torch.where(hidden, self.num_classes, y)
+
+    # ---- sampling
 
     @override
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
@@ -113,12 +190,9 @@ class DDPM(GenerativeModule):
             generator: Source of all noise, see :func:`lit_generative.tensor_ops.randn`.
 
         Returns:
-            ``(num, *network.sample_shape)``, images in ``[-1, 1]``, float32.
+            ``(num, *shape)``, images in ``[-1, 1]`` (or points), float32.
         """
-        x = torch.empty(0)
-        for x, _ in self.trajectory(num, label, generator):  # noqa: B007  the last one is the sample
-            pass
-        return x
+        return self._last(self._walk(num, label, generator))
 
     def trajectory(
         self, num: int, label: Tensor | None = None, generator: Generators = None
@@ -131,12 +205,87 @@ class DDPM(GenerativeModule):
             generator: As in :meth:`sample`.
 
         Yields:
-            The batch after each step and the guess of the clean one, each ``(num, *network.sample_shape)``.
+            The batch after each step and the guess of the clean one, each of the shape of the samples.
         """
+        for x_t, x0 in self._walk(num, label, generator):
+            yield (x_t, x0) if self.latents is None else (self.latents.decode(x_t), self.latents.decode(x0))
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        label: Tensor | None = None,
+        generator: Generators = None,
+        num_resamples: int = 10,
+    ) -> Tensor:
+        """Fill holes in images by :func:`lit_generative.diffusion.inpainting.inpaint`; the rest as in :meth:`sample`.
+
+        Args:
+            x: Images in ``[-1, 1]``, ``(N, C, H, W)``.
+            mask: True where ``x`` is known, ``(N, 1, H, W)`` or ``(N, C, H, W)`` bool.
+            label: Classes, ``(N,)``.
+            generator: Source of all noise.
+            num_resamples: How often each level is reached.
+
+        Returns:
+            ``(N, C, H, W)``, float32, equal to ``x`` where that is known.
+
+        Raises:
+            ValueError: If the model works on latents, whose pixels are not those of the image.
+        """
+        if self.latents is not None:
+            raise ValueError("DDPM: inpaint needs a model of pixels: a known pixel is no known latent.")
+        x, mask = x.to(self.device), mask.to(self.device)
+        denoise = self.denoiser(self.labels_for(len(x), label, generator))
+        noise = functools.partial(randn, x.shape, generator, self.device)
+        with evaluating(self.network), torch.no_grad():
+            *_, (filled, _) = inpaint(denoise, self.sampler, x, mask, noise, num_resamples)
+        return filled
+
+    def super_resolve(self, low: Tensor, label: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Enlarge images ``(N, C, h, w)`` in ``[-1, 1]`` to ``(N, C, H, W)``; the rest as in :meth:`sample`.
+
+        Raises:
+            ValueError: If the model was not trained for it.
+        """
+        if not isinstance(self.condition, SuperResolution):
+            raise ValueError("DDPM: super_resolve needs a model that was trained with the condition SuperResolution.")
+        return self._last(self._walk(len(low), label, generator, self.condition.enlarge(low.to(self.device))))
+
+    def denoiser(self, y: Tensor | None = None, condition: Tensor | None = None) -> Denoiser:
+        """The network as a sampler sees it.
+
+        Args:
+            y: Labels, ``(N,)``, if there are classes.
+            condition: What the network sees beside ``x_t``, ``(N, C', H, W)``.
+        """
+        return Denoiser(
+            self.network,
+            self.schedule,
+            self.parameterization,
+            y,
+            self.clip_samples,
+            self.sampler.guidance,
+            condition,
+            self.self_conditioning,
+        )
+
+    def _last(self, walk: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        x = torch.empty(0)
+        for x, _ in walk:  # noqa: B007  the last one is the sample
+            pass
+        return x if self.latents is None else self.latents.decode(x)
+
+    def _walk(
+        self, num: int, label: Tensor | None, generator: Generators, condition: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.condition is not None and condition is None:
+            raise ValueError(
+                f"DDPM: samples of this model need images, of which it makes its {type(self.condition).__name__}."
+            )
         shape = (num, *self.network.sample_shape)  # type: ignore[misc]
-        x_t = randn(shape, generator, self.device)
-        y = self.labels_for(num, label, generator)
-        denoise = Denoiser(self.network, self.schedule, self.parameterization, y, self.clip_samples)
+        x_t = self.schedule.initial_scale * randn(shape, generator, self.device)
+        denoise = self.denoiser(self.labels_for(num, label, generator), condition)
         with evaluating(self.network):
             walk = self.sampler.trajectory(denoise, x_t, lambda: randn(shape, generator, self.device))
             while True:

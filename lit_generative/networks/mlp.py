@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_label, with_label
+from lit_generative.networks.checks import check_label, check_shape, with_label
 from lit_generative.networks.time_embedding import embeddable_time, sinusoidal_embedding
 from lit_generative.recipe import Recorded
 
@@ -72,16 +72,10 @@ class MLPDiscriminator(Recorded, nn.Module):
         wave_number: float = 2.0,
     ) -> None:
         super().__init__()
-        if num_waves < 0 or wave_number <= 0:
-            raise ValueError(
-                f"MLPDiscriminator: num_waves must not be negative and wave_number positive, got {num_waves} and "
-                f"{wave_number}."
-            )
         self.sample_shape = (input_dim,)
         self.num_classes: int | None = None
-        waves = torch.randn(input_dim, num_waves) * (math.pi * wave_number) if num_waves else None
         self.waves: Tensor | None
-        self.register_buffer("waves", waves)
+        self.register_buffer("waves", _random_waves("MLPDiscriminator", input_dim, num_waves, wave_number))
         self.layers = _perceptron(input_dim + 2 * num_waves, hidden_dim, 1, num_layers, nn.LeakyReLU(0.2))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -91,53 +85,78 @@ class MLPDiscriminator(Recorded, nn.Module):
             ValueError: If ``y`` is not None: this network knows no classes.
         """
         check_label(self, self.num_classes, y)
-        if self.waves is not None:
-            phase = x @ self.waves.to(x.dtype)
-            x = torch.cat([x, phase.sin(), phase.cos()], dim=1)
-        logits: Tensor = self.layers(x).squeeze(dim=1)
+        logits: Tensor = self.layers(_with_waves(x, self.waves)).squeeze(dim=1)
         return logits
 
 
 class MLPDenoiser(Recorded, nn.Module):
-    """Noisy 2-D points and their times to a prediction; SiLU between the layers.
+    """Noisy vectors, 2-D points if nothing else is said, and their times to a prediction; SiLU between the layers.
 
     Args:
         hidden_dim: Width of each hidden layer.
         num_layers: How many hidden layers.
-        num_classes: How many classes a label may name; None for an unconditional network.
+        num_classes: How many classes a label may name; None for an unconditional network. The label ``num_classes``
+            itself is the null class, which means "no label" to label dropout and classifier-free guidance.
+        sample_shape: Of one example, ``(D,)``, as in ``(2,)``; larger shapes are flattened.
+        extra_channels: Of what is shown beside ``x_t`` along the first axis: as many as it has for self-conditioning.
+        learned_variance: Give twice the channels, the second half for the variance of the step down.
+        num_waves: Random Fourier features beside the input, without which a perceptron learns fine detail slowly
+            (Tancik et al. 2020, arXiv:2006.10739); 0 for none.
+        wave_number: Standard deviation of the waves' frequencies along each axis, in half periods per unit.
 
     Raises:
-        ValueError: If there is no hidden layer.
+        ValueError: If there is no hidden layer, or the waves are fewer than none or not of positive frequency.
     """
 
-    def __init__(self, hidden_dim: int = 128, num_layers: int = 3, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        hidden_dim: int = 128,
+        num_layers: int = 3,
+        num_classes: int | None = None,
+        sample_shape: tuple[int, ...] = (2,),
+        extra_channels: int = 0,
+        learned_variance: bool = False,
+        num_waves: int = 0,
+        wave_number: float = 2.0,
+    ) -> None:
         super().__init__()
-        self.sample_shape = (2,)
+        self.sample_shape = tuple(sample_shape)
         self.num_classes = num_classes
-        self.embedding = None if num_classes is None else nn.Embedding(num_classes, _TIME_FEATURES)
-        input_dim = 2 + (_TIME_FEATURES if num_classes is None else 2 * _TIME_FEATURES)
-        self.layers = _perceptron(input_dim, hidden_dim, 2, num_layers, nn.SiLU())
+        self.extra_channels = extra_channels
+        self.learned_variance = learned_variance
+        channels, *rest = sample_shape
+        self.input_shape = (channels + extra_channels, *rest)
+        self.output_shape = (channels * (2 if learned_variance else 1), *rest)
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes + 1, _TIME_FEATURES)
+        input_dim = math.prod(self.input_shape)
+        self.waves: Tensor | None
+        self.register_buffer("waves", _random_waves("MLPDenoiser", input_dim, num_waves, wave_number))
+        input_dim += 2 * num_waves + _TIME_FEATURES * (1 if num_classes is None else 2)
+        self.layers = _perceptron(input_dim, hidden_dim, math.prod(self.output_shape), num_layers, nn.SiLU())
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict what the parameterization asks for.
 
         Args:
-            x_t: Noisy points, ``(N, 2)``.
+            x_t: Noisy vectors and what is shown beside them, ``(N, D + extra_channels)``.
             t: int64 steps in ``[0, num_timesteps)``, or float times in ``[0, 1]``, ``(N,)``.
-            y: Class labels, ``(N,)`` int64; None if and only if the network is unconditional.
+            y: Class labels in ``[0, num_classes]``, the last of which is the null class, ``(N,)`` int64; None if and
+                only if the network is unconditional.
 
         Returns:
-            The prediction, ``(N, 2)``.
+            The prediction, ``(N, D)``; with ``learned_variance`` ``(N, 2D)``.
 
         Raises:
-            ValueError: If ``y`` is missing or not wanted.
+            ValueError: If ``y`` is missing or not wanted, or ``x_t`` has another shape.
         """
         check_label(self, self.num_classes, y)
-        inputs = [x_t, sinusoidal_embedding(embeddable_time(t), _TIME_FEATURES).to(x_t.dtype)]
+        check_shape(self, x_t, self.input_shape)
+        inputs = [_with_waves(x_t.flatten(start_dim=1), self.waves)]
+        inputs.append(sinusoidal_embedding(embeddable_time(t), _TIME_FEATURES).to(x_t.dtype))
         if self.embedding is not None:
             inputs.append(self.embedding(y))
         prediction: Tensor = self.layers(torch.cat(inputs, dim=1))
-        return prediction
+        return prediction.unflatten(1, self.output_shape)
 
 
 class MLPEncoder(Recorded, nn.Module):
@@ -237,6 +256,23 @@ class MLPDecoder(Recorded, nn.Module):
         """
         parameters: Tensor = self.layers(with_label(self, z, self.num_classes, y))
         return parameters.reshape(-1, *self.output_shape)
+
+
+def _random_waves(who: str, input_dim: int, num_waves: int, wave_number: float) -> Tensor | None:
+    """Directions and frequencies of waves, ``(input_dim, num_waves)``; None for none."""
+    if num_waves < 0 or wave_number <= 0:
+        raise ValueError(
+            f"{who}: num_waves must not be negative and wave_number positive, got {num_waves} and {wave_number}."
+        )
+    return torch.randn(input_dim, num_waves) * (math.pi * wave_number) if num_waves else None
+
+
+def _with_waves(x: Tensor, waves: Tensor | None) -> Tensor:
+    """Rows ``(N, D)`` with sines and cosines of each wave behind them."""
+    if waves is None:
+        return x
+    phase = x @ waves.to(x.dtype)
+    return torch.cat([x, phase.sin(), phase.cos()], dim=1)
 
 
 def _activation(name: Activation) -> nn.Module:

@@ -76,6 +76,12 @@ def loader(data: list[dict[str, torch.Tensor]]) -> DataLoader:
     return DataLoader(data, batch_size=None)
 
 
+def denoising_loss(module: DDPM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    x0 = batch["image"]
+    t = module.schedule.random_times(len(x0), "cpu")
+    return module.objective.loss(module.predict_noisy(x0, t))
+
+
 def trainer(**options) -> L.Trainer:
     silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return L.Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **silent, **options)
@@ -96,12 +102,15 @@ def test_the_loss_is_the_mean_squared_error_of_the_prediction(parameterization):
     module.network.register_forward_pre_hook(lambda _, args: seen.append(args))
     x0 = batches(6, shape=SHAPE)[0]["image"]
     torch.manual_seed(5)
-    loss = module.denoising_loss({"image": x0})
-    ((x_t, t, y),) = seen
+    loss = denoising_loss(module, {"image": x0})
+    torch.manual_seed(5)
+    t, eps = module.schedule.random_times(6, "cpu"), torch.randn_like(x0)
     alpha, sigma = (value.reshape(6, 1, 1, 1) for value in module.schedule.alpha_sigma(t))
-    eps = (x_t - alpha * x0) / sigma  # the module's own draw, read from what it showed the network
-    target = {"Epsilon": eps, "Velocity": alpha * eps - sigma * x0}[type(parameterization).__name__]
+    ((x_seen, t_seen, y),) = seen
     assert y is None
+    torch.testing.assert_close(t_seen, t)
+    torch.testing.assert_close(x_seen, parameterization.scale_input(alpha * x0 + sigma * eps, alpha, sigma))
+    target = parameterization.target(x0, eps, alpha, sigma)
     torch.testing.assert_close(loss, (target - 0.25).square().mean(dim=(1, 2, 3)))
 
 
@@ -109,7 +118,7 @@ def test_times_are_uniform_and_the_noise_is_standard_normal():
     module, seen = ddpm(Constant()), []
     module.network.register_forward_pre_hook(lambda _, args: seen.append(args))
     torch.manual_seed(0)
-    module.denoising_loss({"image": torch.zeros(20_000, *SHAPE)})
+    denoising_loss(module, {"image": torch.zeros(20_000, *SHAPE)})
     ((x_t, t, _),) = seen
     shares = torch.bincount(t, minlength=20) / len(t)
     assert len(shares) == 20
@@ -154,7 +163,7 @@ def test_the_held_out_loss_is_a_mean_over_the_whole_set(stage):
     (run.validate if stage == "val" else run.test)(module, loader(data), verbose=False)
     for i, batch in enumerate(data):
         torch.manual_seed(derive_seed(stage, global_seed(), i, 0))
-        parts.append(module.denoising_loss(batch).detach())
+        parts.append(denoising_loss(module, batch).detach())
     torch.testing.assert_close(dict(run.callback_metrics), {f"{stage}/loss": torch.cat(parts).mean()})
 
 
@@ -293,3 +302,87 @@ def test_a_reloaded_checkpoint_gives_the_same_samples_and_settings(sampler, num_
     assert vars(loaded.sampler)["num_steps"] == 5
     assert (loaded.clip_samples, loaded.num_classes) == (False, num_classes)
     assert loaded.configure_optimizers()["optimizer"].defaults["lr"] == 0.01
+
+
+# ---- options
+
+
+def test_label_dropout_hides_some_labels_in_training_and_none_in_validation():
+    module, seen = ddpm(class_network(), label_dropout=0.3), []
+    module.network.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    trainer().validate(module, loader(batches(900)), verbose=False)
+    fit(module, batches(900))
+    in_validation, in_training = seen
+    assert set(in_validation.tolist()) == {0, 1, 2}
+    assert (in_training == 3).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    kept = in_training != 3
+    torch.testing.assert_close(in_training[kept], (torch.arange(900) % 3)[kept])
+
+
+def test_an_objective_with_parts_logs_them():
+    from lit_generative.diffusion.bounds import ContinuousGaussian
+    from lit_generative.diffusion.objectives import Hybrid
+
+    network = MLPDenoiser(hidden_dim=8, num_layers=1, learned_variance=True)
+    module = ddpm(network, objective=Hybrid(decoder=ContinuousGaussian()))
+    run = fit(module, batches(6))
+    assert {"train/loss", "train/simple", "train/vlb_bits_per_dim"} == set(run.callback_metrics)
+    assert module.sample(4).isfinite().all()
+
+
+def test_noise_and_times_are_those_asked_for():
+    from lit_generative.diffusion.noise import NoiseSource
+    from lit_generative.diffusion.times import LogitNormal
+
+    module, seen = ddpm(Constant(), noise=NoiseSource(perturbation=2.0), times=LogitNormal(mean=-4.0, std=0.1)), []
+    module.network.register_forward_pre_hook(lambda _, args: seen.append(args))
+    fit(module, [{"image": torch.zeros(500, *SHAPE)}])
+    ((x_t, t, _),) = seen
+    assert t.max() <= 1  # sigmoid(-4) of 20 levels
+    _, sigma = module.schedule.alpha_sigma(t)
+    assert (x_t / sigma.reshape(-1, 1, 1, 1)).std().item() == pytest.approx(5**0.5, rel=0.05)
+
+
+def test_times_that_learn_see_each_loss_and_weigh_it():
+    from lit_generative.diffusion.times import LossSecondMoment
+
+    module = ddpm(times=LossSecondMoment(num_timesteps=20, history=1))
+    before = {name: value.clone() for name, value in module.times.state_dict().items()}
+    fit(module, batches(60, 60))
+    assert any(not torch.equal(value, before[name]) for name, value in module.times.state_dict().items())
+
+
+def test_filled_holes_agree_with_what_is_known():
+    module, (batch,) = ddpm(NoisyConvolution(), sampler=DDPMSampler(5)), batches(4, shape=SHAPE)
+    x = batch["image"].clamp(-1, 1)
+    mask = torch.zeros(4, 1, 2, 4, dtype=torch.bool)
+    mask[..., :2] = True
+    filled = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=2)
+    torch.testing.assert_close(filled[..., :2], x[..., :2], rtol=0, atol=0)
+    assert (filled[..., 2:] != x[..., 2:]).all()
+    alone = module.inpaint(x[:1], mask[:1], generator=sample_generators(0, 1), num_resamples=2)
+    torch.testing.assert_close(alone, filled[:1])
+    other = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=1)
+    assert not torch.allclose(other, filled)
+
+
+def test_a_model_of_super_resolution_draws_from_small_images_alone():
+    from lit_generative.diffusion.conditions import SuperResolution
+    from lit_generative.networks.diffusers_unet import DiffusersUNet
+
+    torch.manual_seed(0)
+    network = DiffusersUNet(8, 1, widths=(8,), layers_per_block=1, attention_levels=(), extra_channels=1)
+    condition = SuperResolution(4)
+    module, seen = ddpm(network, condition=condition), []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = batches(4, shape=(1, 8, 8))[0]["image"]
+    fit(module, [{"image": x}])
+    torch.testing.assert_close(seen[0][:, 1:], condition.of(x))
+    low = condition.shrink(x)
+    large = module.super_resolve(low, generator=sample_generators(0, 4))
+    assert large.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(seen[-1][:, 1:], condition.of(x))
+    with pytest.raises(ValueError, match="samples of this model need images, of which it makes its SuperResolution"):
+        module.sample(2)
+    with pytest.raises(ValueError, match="trained with the condition SuperResolution"):
+        ddpm(NoisyConvolution()).super_resolve(low)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from lit_generative.networks.mlp import MLPDecoder, MLPDenoiser, MLPDiscriminator, MLPEncoder, MLPGenerator
+from lit_generative.networks.time_embedding import sinusoidal_embedding
 
 
 class Case:
@@ -18,6 +19,12 @@ CASES = {
     "discriminator": Case(lambda: MLPDiscriminator(hidden_dim=6, num_layers=2), X),
     "denoiser": Case(lambda: MLPDenoiser(hidden_dim=6, num_layers=2), X, torch.tensor([0, 7, 400, 999])),
     "class denoiser": Case(lambda: MLPDenoiser(hidden_dim=6, num_classes=3), X, torch.rand(4), Y),
+    "wide denoiser": Case(
+        lambda: MLPDenoiser(6, 2, 3, (5,), extra_channels=1, learned_variance=True, num_waves=4),
+        torch.randn(4, 6),
+        torch.rand(4),
+        Y + 1,
+    ),
     "encoder": Case(lambda: MLPEncoder((1, 2, 3), latent_dim=5, hidden_dim=6), torch.randn(4, 1, 2, 3)),
     "decoder": Case(lambda: MLPDecoder((1, 2, 3), latent_dim=5, hidden_dim=6), Z),
 }
@@ -39,6 +46,7 @@ def tensors(output):
         ("discriminator", [(4,)]),
         ("denoiser", [(4, 2)]),
         ("class denoiser", [(4, 2)]),
+        ("wide denoiser", [(4, 10)]),
         ("encoder", [(4, 5), (4, 5)]),
         ("decoder", [(4, 1, 2, 3)]),
     ],
@@ -51,10 +59,14 @@ def test_outputs_have_the_promised_shapes(name, shapes):
 def test_networks_state_what_they_take():
     networks = {name: case.build() for name, case in CASES.items()}
     assert {name: n.sample_shape for name, n in networks.items() if n.sample_shape != (2,)} == {
+        "wide denoiser": (5,),
         "encoder": (1, 2, 3),
         "decoder": (1, 2, 3),
     }
-    assert {name: n.num_classes for name, n in networks.items() if n.num_classes is not None} == {"class denoiser": 3}
+    assert {name: n.num_classes for name, n in networks.items() if n.num_classes is not None} == {
+        "class denoiser": 3,
+        "wide denoiser": 3,
+    }
     assert networks["generator"].latent_dim == networks["encoder"].latent_dim == networks["decoder"].latent_dim == 5
 
 
@@ -138,8 +150,53 @@ def test_a_discriminator_with_waves_sees_sines_and_cosines_beside_the_point():
     torch.testing.assert_close(wide, torch.full((2,), 3 * torch.pi), rtol=0.03, atol=0)
 
 
-def test_a_discriminator_without_waves_has_the_state_it_always_had():
-    assert set(MLPDiscriminator(num_layers=1).state_dict()) == {
+def test_a_denoiser_with_waves_sees_sines_and_cosines_of_all_it_is_shown():
+    torch.manual_seed(0)
+    denoiser = MLPDenoiser(hidden_dim=8, num_layers=1, extra_channels=1, num_waves=5, wave_number=3.0)
+    assert denoiser.waves.shape == (3, 5)
+    assert "waves" in denoiser.state_dict()
+    x, t = torch.randn(4, 3), torch.rand(4)
+    phase = x @ denoiser.waves
+    time = sinusoidal_embedding(t * 1000, 64)
+    torch.testing.assert_close(denoiser(x, t), denoiser.layers(torch.cat([x, phase.sin(), phase.cos(), time], dim=1)))
+    wide = MLPDenoiser(num_waves=20_000, wave_number=3.0).waves.std(dim=1)
+    torch.testing.assert_close(wide, torch.full((2,), 3 * torch.pi), rtol=0.03, atol=0)
+
+
+def test_a_denoiser_of_images_flattens_them():
+    network = MLPDenoiser(6, 1, sample_shape=(2, 3, 4), extra_channels=1, learned_variance=True)
+    assert network.sample_shape == (2, 3, 4)
+    output = network(torch.randn(5, 3, 3, 4), torch.rand(5))
+    assert output.shape == (5, 4, 3, 4)
+
+
+def test_a_denoiser_says_what_it_is_shown_and_says():
+    network = MLPDenoiser(6, sample_shape=(5,), extra_channels=2, learned_variance=True)
+    assert (network.extra_channels, network.learned_variance) == (2, True)
+    assert (MLPDenoiser(6).extra_channels, MLPDenoiser(6).learned_variance) == (0, False)
+    with pytest.raises(ValueError, match=r"MLPDenoiser: needs a batch of shape \(N, 7\), got \(4, 5\)"):
+        network(torch.randn(4, 5), torch.rand(4))
+
+
+def test_what_a_denoiser_is_shown_beside_matters():
+    network = MLPDenoiser(6, extra_channels=2)
+    x_t, t = torch.randn(4, 4), torch.rand(4)
+    changed = torch.cat([x_t[:, :2], torch.randn(4, 2)], dim=1)
+    assert not torch.allclose(network(x_t, t), network(changed, t))
+
+
+def test_the_null_class_is_one_more_than_the_classes():
+    network = MLPDenoiser(6, num_classes=3)
+    assert network.embedding.weight.shape[0] == 4
+    predictions = network(X[:1].expand(4, -1), torch.full((4,), 0.5), torch.arange(4))
+    assert all(not torch.allclose(predictions[3], predictions[i]) for i in range(3))
+    with pytest.raises(IndexError):
+        network(X[:1], torch.rand(1), torch.tensor([4]))
+
+
+@pytest.mark.parametrize("build", [MLPDiscriminator, MLPDenoiser])
+def test_a_network_without_waves_has_the_state_it_always_had(build):
+    assert set(build(num_layers=1).state_dict()) == {
         "layers.0.weight",
         "layers.0.bias",
         "layers.2.weight",
@@ -147,10 +204,11 @@ def test_a_discriminator_without_waves_has_the_state_it_always_had():
     }
 
 
+@pytest.mark.parametrize("build", [MLPDiscriminator, MLPDenoiser])
 @pytest.mark.parametrize("options", [{"num_waves": -1}, {"wave_number": 0.0}])
-def test_wrong_waves_are_refused(options):
-    with pytest.raises(ValueError, match="num_waves must not be negative and wave_number positive"):
-        MLPDiscriminator(**options)
+def test_wrong_waves_are_refused(build, options):
+    with pytest.raises(ValueError, match=f"{build.__name__}: num_waves must not be negative and wave_number positive"):
+        build(**options)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("silu", nn.SiLU), ("relu", nn.ReLU), ("tanh", nn.Tanh)])

@@ -1,0 +1,96 @@
+"""Parts of a diffusion model that do not fit each other, found before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lit_generative.diffusion.conditions import Condition
+from lit_generative.diffusion.guidance import Guidance
+from lit_generative.diffusion.latents import Latents
+from lit_generative.diffusion.objectives import DenoisingObjective
+
+
+def check_model(module: Any) -> None:
+    """All of the checks below, of a DDPM.
+
+    Raises:
+        ValueError: If the sampler takes more steps than the schedule has, or as they do.
+    """
+    network, guidance = module.network, module.sampler.guidance
+    module.parameterization.check(module.schedule)
+    module.sampler.levels(module.schedule)
+    check_shapes(network, module.latents, module.clip_samples)
+    check_guidance(guidance, module.label_dropout, module.num_classes)
+    check_variance(network, module.objective)
+    check_conditions(network, module.self_conditioning, module.condition)
+    if guidance is not None:
+        guidance.check(network, module.schedule, module.parameterization)
+
+
+def check_shapes(network: nn.Module, latents: Latents | None, clip_samples: bool) -> None:
+    """The network works on latents of the codec's shape, which do not lie in ``[-1, 1]``.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if latents is None:
+        return
+    if tuple(network.sample_shape) != latents.latent_shape:  # type: ignore[arg-type]
+        raise ValueError(
+            f"DDPM: the codec's latents have shape {latents.latent_shape}, but the network takes "
+            f"{tuple(network.sample_shape)}. Set its image_size and channels to theirs."  # type: ignore[arg-type]
+        )
+    if clip_samples:
+        raise ValueError("DDPM: latents do not lie in [-1, 1]. Leave clip_samples out.")
+
+
+def check_guidance(guidance: Guidance | None, label_dropout: float, num_classes: int | None) -> None:
+    """A network that is asked without a label must have trained without, which takes classes.
+
+    Raises:
+        ValueError: If it has not, or ``label_dropout`` is no probability.
+    """
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"DDPM: label_dropout must lie in [0, 1), got {label_dropout}.")
+    if label_dropout and num_classes is None:
+        raise ValueError("DDPM: label_dropout needs a network with num_classes.")
+    if guidance is not None and guidance.needs_null_class and not label_dropout:
+        raise ValueError(
+            f"DDPM: {type(guidance).__name__} asks the network without a label, which it never trained for. Set "
+            "label_dropout, to 0.1 say, or leave the guidance out."
+        )
+
+
+def check_variance(network: nn.Module, objective: DenoisingObjective) -> None:
+    """An objective that learns the variance needs a network that says something of it, and the other way round.
+
+    Raises:
+        ValueError: If only one of them does.
+    """
+    said = bool(getattr(network, "learned_variance", False))
+    if said != objective.learns_variance:
+        raise ValueError(
+            f"DDPM: {type(objective).__name__} "
+            + (
+                "learns the variance, so the network must give 2C channels: set its learned_variance to true."
+                if objective.learns_variance
+                else "learns no variance, so the network must give C channels, not 2C: leave its learned_variance out."
+            )
+        )
+
+
+def check_conditions(network: nn.Module, self_conditioning: bool, condition: Condition | None) -> None:
+    """What is shown beside ``x_t`` needs input channels.
+
+    Raises:
+        ValueError: If the network has none, or some without need.
+    """
+    extra = int(getattr(network, "extra_channels", 0))
+    wanted = self_conditioning or condition is not None
+    if bool(extra) != wanted:
+        raise ValueError(
+            "DDPM: self_conditioning and condition show the network images beside x_t, so it needs extra_channels for "
+            f"them, and only then. It has {extra}."
+        )

@@ -1,0 +1,73 @@
+"""Parts that do not fit each other are refused when the model is built."""
+
+import pytest
+import torch
+
+from lit_generative.diffusion.conditions import SuperResolution
+from lit_generative.diffusion.continuous import RectifiedFlow
+from lit_generative.diffusion.guidance import ClassifierFree
+from lit_generative.diffusion.objectives import Hybrid, Simple
+from lit_generative.diffusion.parameterizations import Epsilon, FlowVelocity, Velocity
+from lit_generative.diffusion.samplers import DDIMSampler
+from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
+from lit_generative.networks.mlp import MLPDenoiser
+from tests.tiny import point_ddpm
+
+
+def network(**options) -> MLPDenoiser:
+    torch.manual_seed(0)
+    return MLPDenoiser(hidden_dim=5, num_layers=1, **options)
+
+
+def test_a_model_of_plain_parts_is_accepted():
+    module = point_ddpm()
+    assert isinstance(module.objective, Simple)
+    assert module.clip_samples
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(10, zero_terminal_snr=True), RectifiedFlow()])
+def test_epsilon_is_refused_where_no_image_is_left_at_the_noisiest_time(schedule):
+    with pytest.raises(ValueError, match="Epsilon"):
+        point_ddpm(schedule=schedule, parameterization=Epsilon())
+    point_ddpm(schedule=schedule, parameterization=FlowVelocity())
+
+
+def test_more_steps_than_noise_levels_are_refused():
+    with pytest.raises(ValueError, match="DDIMSampler: num_steps=11 is more than the schedule's 10 noise levels"):
+        point_ddpm(schedule=LinearSchedule(10), sampler=DDIMSampler(11))
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0])
+def test_a_label_dropout_that_is_no_probability_is_refused(probability):
+    with pytest.raises(ValueError, match=r"label_dropout must lie in \[0, 1\)"):
+        point_ddpm(num_classes=3, label_dropout=probability)
+
+
+def test_label_dropout_needs_classes():
+    with pytest.raises(ValueError, match="label_dropout needs a network with num_classes"):
+        point_ddpm(label_dropout=0.1)
+
+
+def test_guidance_without_label_dropout_is_refused():
+    sampler = DDIMSampler(3, guidance=ClassifierFree(2.0))
+    with pytest.raises(ValueError, match="ClassifierFree asks the network without a label, which it never trained for"):
+        point_ddpm(num_classes=3, sampler=sampler)
+    point_ddpm(num_classes=3, sampler=sampler, label_dropout=0.1)
+
+
+def test_objective_and_network_agree_on_the_variance():
+    with pytest.raises(ValueError, match="Hybrid learns the variance, so the network must give 2C channels"):
+        point_ddpm(objective=Hybrid())
+    with pytest.raises(ValueError, match="Simple learns no variance, so the network must give C channels, not 2C"):
+        point_ddpm(network=network(learned_variance=True))
+    point_ddpm(network=network(learned_variance=True), objective=Hybrid())
+
+
+def test_images_beside_x_t_need_channels_and_channels_need_images():
+    with pytest.raises(ValueError, match=r"so it needs extra_channels for them, and only then\. It has 0"):
+        point_ddpm(self_conditioning=True)
+    with pytest.raises(ValueError, match="It has 0"):
+        point_ddpm(condition=SuperResolution(2))
+    with pytest.raises(ValueError, match="It has 2"):
+        point_ddpm(network=network(extra_channels=2))
+    point_ddpm(network=network(extra_channels=2), self_conditioning=True, parameterization=Velocity())
