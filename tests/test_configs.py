@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from lightning.pytorch.cli import instantiate_module
 
 from lit_generative.__main__ import main
+from lit_generative.diffusion.module import DDPM
 from tests.generated import write_cifar10, write_mnist
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +27,18 @@ def shortened(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPa
         options = callback.get("init_args", {})
         if "ModeCoverage" in callback["class_path"]:
             callback["init_args"] = {"num_samples": 20}
+        elif "estimators" in options:
+            options["max_batches"] = 1
+            for estimator in options["estimators"]:
+                estimator["init_args"]["num_steps"] = 3
         elif "extractor" in options:
             options |= {"num_samples": 12, "every_n_steps": 2}
         elif "num_samples" in options:
             options["num_samples"] = 2
+    if "DDPM" in config["model"]["class_path"] and "CIFAR10" in config["data"]["class_path"]:
+        # The network at full size is trained below: here are all its parts, but few channels.
+        network = config["model"]["init_args"]["network"]["init_args"]
+        network["widths"] = [width // 8 for width in network["widths"]]
     data |= {"batch_size": 4 * config["model"]["init_args"].get("discriminator_steps", 1)}  # a pack is up to 4
     if "StackedDigits" in config["data"]["class_path"] or "num_samples" in data:
         data["num_samples"] = 400
@@ -37,10 +48,17 @@ def shortened(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPa
             write_cifar10(folder / "data", monkeypatch, num=20)
         else:
             write_mnist(folder / "data", num_train=60, num_test=20)
-    sampler = config["model"]["init_args"].get("sampler")
-    if sampler:
+    if sampler := config["model"]["init_args"].get("sampler"):
         sampler["init_args"]["num_steps"] = 2
     return config
+
+
+def train_first_stage(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model of latents is trained on."""
+    first = Path(config["model"]["init_args"]["codec"]["init_args"]["checkpoint"]).name
+    stage = shortened(yaml.safe_load((ROOT / f"configs/vae/{first}.yaml").read_text()), folder, monkeypatch)
+    Path("first.yaml").write_text(yaml.safe_dump(stage))
+    assert main(["fit", "--config", "first.yaml"]) == 0
 
 
 def test_there_is_a_config_of_each_family_for_each_data_set():
@@ -73,6 +91,8 @@ def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = shortened(yaml.safe_load((ROOT / path).read_text()), tmp_path, monkeypatch)
     Path("config.yaml").write_text(yaml.safe_dump(config))
+    if "codec" in config["model"]["init_args"]:
+        train_first_stage(config, tmp_path, monkeypatch)
     assert main(["fit", "--config", "config.yaml"]) == 0
     run = Path("runs") / Path(path).stem / "version_0"
     assert (run / "config.yaml").exists()
@@ -85,3 +105,28 @@ def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
     samples = np.load("samples/samples.npz")
     assert len(samples[samples.files[0]]) == 2
     assert np.isfinite(samples[samples.files[0]]).all()
+
+
+@pytest.mark.slow  # half a minute for the largest
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("ddpm", 35_746_307), ("improved_ddpm", 52_500_000), ("edm", 55_700_000), ("flow", 35_746_307)],
+)
+def test_a_recipe_for_cifar10_has_the_published_size_and_trains_ten_steps_at_it(name, published):
+    config = yaml.safe_load((ROOT / f"configs/diffusion/{name}_cifar10.yaml").read_text())["model"]
+    module = instantiate_module(DDPM, config["init_args"])
+    size = sum(p.numel() for p in module.network.parameters())
+    assert size == published if published == 35_746_307 else size == pytest.approx(published, rel=0.07)
+    configured = module.configure_optimizers()
+    optimizer = configured["optimizer"]
+    x0 = torch.randint(256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+    before = [p.detach().clone() for p in list(module.network.parameters())[:2]]
+    torch.manual_seed(0)
+    for _ in range(10):
+        t, _ = module.times.draw(1, module.schedule, "cpu")
+        loss = module.objective.loss(module.predict_noisy(x0, t)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+    assert all((p != q).any() for p, q in zip(list(module.network.parameters())[:2], before, strict=True))
