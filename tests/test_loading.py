@@ -1,9 +1,12 @@
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from lit_generative.__main__ import main
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
 from lit_generative.diffusion.guidance import Autoguidance
@@ -17,11 +20,14 @@ from lit_generative.loading import (
     load_ema,
     load_module,
 )
+from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.networks.mlp import MLPDenoiser
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.averages import ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from tests import tiny
+
+ROOT = Path(__file__).parents[1]
 
 
 def _checkpoint(tmp_path, module, data, *callbacks):
@@ -439,3 +445,17 @@ def test_an_untrusted_class_in_the_checkpoint_of_a_guide_is_refused_whatever_the
     with pytest.raises(ValueError, match=r"guide/last\.ckpt asks for the class strange_networks.Generator"):
         load_module(path, trust=trust)
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_network_that_a_config_took_from_a_folder_comes_back_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"image_size": 8, "channels": 1, "num_classes": 10, "widths": (32, 64), "layers_per_block": 1}
+    DiffusersUNet(**settings).unet.save_pretrained("unet")
+    options = ["--model.network.init_args.pretrained=unet", "--model.network.init_args.patch_size=1"]
+    options += ["--model.network.init_args.image_size=8", "--data.image_size=8", "--trainer.max_steps=1"]
+    options += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    saves = [{"class_path": "lit_generative.callbacks.checkpoint.Checkpoint"}]
+    config = str(ROOT / "configs/diffusion/ddpm_digits.yaml")
+    assert main(["fit", "--config", config, *options, f"--trainer.callbacks={json.dumps(saves)}"]) == 0
+    shutil.rmtree("unet")
+    assert load_module("runs").network.unet.config.block_out_channels == [32, 64]

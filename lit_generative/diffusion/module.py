@@ -22,7 +22,7 @@ from lit_generative.diffusion.parameterizations import Parameterization
 from lit_generative.diffusion.samplers import Sampler
 from lit_generative.diffusion.schedules import NoiseSchedule
 from lit_generative.diffusion.times import TimeSampling, UniformTimes
-from lit_generative.recipe import describe
+from lit_generative.recipe import Recorded, describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
 from lit_generative.training.checks import labels_of, training_images
 from lit_generative.training.module import GenerativeModule
@@ -115,8 +115,11 @@ class DDPM(GenerativeModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.latents is not None:  # so that the checkpoint needs no other file
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "codec": describe(self.latents.codec)}
+        # So that the checkpoint needs no other file: both parts may have been built from one.
+        parts = {} if self.latents is None else {"codec": describe(self.latents.codec)}
+        if isinstance(self.network, Recorded):
+            parts["network"] = describe(self.network)
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **parts}
 
     # ---- training
 

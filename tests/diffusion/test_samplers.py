@@ -8,7 +8,7 @@ from lit_generative.diffusion import solvers
 from lit_generative.diffusion.continuous import CosineLogSNR, EDMSchedule, RectifiedFlow
 from lit_generative.diffusion.denoiser import Guess
 from lit_generative.diffusion.diffusers_sampler import DiffusersSampler
-from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler, at_first_level
+from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler, at_first_level, step_up_variance
 from lit_generative.diffusion.schedules import CosineSchedule, Level, LinearSchedule, NoiseSchedule
 from lit_generative.diffusion.spacings import EvenLogSNR, Karras, Leading, Trailing
 from lit_generative.diffusion.variances import BetaVariance, LearnedVariance, PosteriorVariance
@@ -371,6 +371,11 @@ def test_a_sampler_can_be_written_down_and_built_again(sampler):
     assert type(again) is type(sampler)
     assert describe(again) == describe(sampler)
     assert again.levels(LinearSchedule()) == sampler.levels(LinearSchedule())
+
+
+def test_the_variance_of_a_step_up_is_never_negative():
+    assert step_up_variance(Level(2, 0.6, 0.8), Level(1, 0.8, 0.6)) == pytest.approx(0.4375)
+    assert step_up_variance(Level(1, 0.8, 0.6), Level(2, 0.6, 0.8)) == 0
 
 
 def test_levels_are_neighbours_of_one_walk():
