@@ -83,6 +83,7 @@ class DDPM(GenerativeModule):
         self.times = UniformTimes() if times is None else times
         self.noise = NoiseSource() if noise is None else noise
         self.latents = None if codec is None else Latents(codec)
+        self.latent_modules = [] if codec is None else ["network"]  # whose shape is not that of the data
         self.clip_samples = codec is None if clip_samples is None else clip_samples
         self.label_dropout = label_dropout
         self.self_conditioning = self_conditioning
@@ -95,9 +96,9 @@ class DDPM(GenerativeModule):
         return ["network"]
 
     @property
-    def latent_modules(self) -> list[str]:
-        """What works on latents, whose shape is not that of the data."""
-        return [] if self.latents is None else ["network"]
+    def codec(self) -> nn.Module | None:
+        """What turns images into latents and back, if anything."""
+        return None if self.latents is None else self.latents.codec
 
     @override
     def sampling_settings(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class DDPM(GenerativeModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         # So that the checkpoint needs no other file: both parts may have been built from one.
-        parts = {} if self.latents is None else {"codec": describe(self.latents.codec)}
+        parts = {} if self.codec is None else {"codec": describe(self.codec)}
         if isinstance(self.network, Recorded):
             parts["network"] = describe(self.network)
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **parts}
