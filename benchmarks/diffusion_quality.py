@@ -156,9 +156,13 @@ class Bench:
         steps: Updates of each model.
         samples: How many each figure is of.
         seeds: Of the trainings.
+        models: Names; None for all.
     """
 
-    def __init__(self, work: Path, steps: int, samples: int, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, work: Path, steps: int, samples: int, seeds: Sequence[int], models: Sequence[str] | None = None
+    ) -> None:
+        self.models = [model for model in [*GRID, *OTHERS] if models is None or model.name in models]
         self.work, self.steps, self.samples, self.seeds = work, steps, samples, list(seeds)
         self._real: FeatureSet | None = None
 
@@ -199,7 +203,7 @@ def grid_table(bench: Bench, num_steps: Sequence[int]) -> str:
     """Every target, schedule and weighting, and the models that are none of these."""
     heads = ["model", *(f"DDIM, {n} steps" for n in num_steps), "CPU s to train"]
     lines = ["## Targets, schedules, weightings", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for model in [*GRID, *OTHERS]:
+    for model in bench.models:
         found = [bench.figure(model, DDIMSampler(n, spacing=Trailing()), f"DDIM {n}") for n in num_steps]
         cells = [f"{mean(each, 'distance'):.3f}" for each in found]
         lines.append("| " + " | ".join([model.name, *cells, f"{mean(found[0], 'seconds_to_train'):.0f}"]) + " |")
@@ -211,7 +215,7 @@ def walk_table(bench: Bench, num_steps: Sequence[int]) -> tuple[str, dict[str, l
     heads = ["model and sampler", *(f"{n} calls" for n in num_steps), f"CPU ms an image, {num_steps[-1]} calls"]
     lines = ["## Samplers", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     curves = {}
-    for model in [*GRID, *OTHERS]:
+    for model in bench.models:
         samplers: dict[str, Make] = WALKED.get(model.name, {})
         for name, make in samplers.items():
             found = [bench.figure(model, make(n), f"{name} {n}") for n in num_steps]
@@ -246,12 +250,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--calls", nargs="+", type=int, default=list(STEPS))
     parser.add_argument("--grid-calls", nargs="+", type=int, default=[10, 50])
+    parser.add_argument("--models", nargs="+", choices=[model.name for model in [*GRID, *OTHERS]])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_quality"))
     parser.add_argument("--out", type=Path, help="folder to write table and plot to")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    bench = Bench(options.work, options.steps, options.samples, options.seeds)
+    bench = Bench(options.work, options.steps, options.samples, options.seeds, options.models)
     grid = grid_table(bench, options.grid_calls)
     walks, curves = walk_table(bench, options.calls)
     head = (

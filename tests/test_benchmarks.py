@@ -12,7 +12,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from benchmarks import callbacks, frechet_speed, mode_coverage, overhead, vae_likelihood
+from benchmarks import callbacks, diffusion_quality, frechet_speed, mode_coverage, overhead, vae_likelihood
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.vae.module import VAE
 from tests.tiny import trainer, weights
@@ -147,3 +147,18 @@ def test_vae_likelihood_builds_every_method_on_every_kind_of_data(tmp_path):
             parsed = parser.parse_args([f"--model={json.dumps(config)}", *chosen])
             objective = parsed.model.init_args.objective.class_path.rpartition(".")[2]
             assert objective == ("ImportanceWeighted" if method.startswith("IWAE") else "Elbo")
+
+
+@pytest.mark.slow  # trains for some seconds
+def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, capsys):
+    options = ["--models", "flow", "--steps", "51", "--samples", "20", "--calls", "4", "6", "--grid-calls", "3"]
+    options += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    diffusion_quality.main(options)
+    table = (tmp_path / "diffusion_quality.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| flow")]
+    assert [row.split(" | ")[0] for row in rows] == ["| flow", "| flow: Euler", "| flow: Heun, half the steps"]
+    assert all(float(number) > 0 for row in rows for number in re.findall(r"[\d.]+", row))
+    assert (tmp_path / "diffusion_steps.png").stat().st_size > 1000
+    assert capsys.readouterr().out.count("'distance'") == 5
+    diffusion_quality.main(options)
+    assert "'distance'" not in capsys.readouterr().out

@@ -109,9 +109,10 @@ def test_nested_objects_are_described_to_the_bottom():
 class WithHyperparameters(nn.Module):
     """As LightningCLI leaves a module."""
 
-    def __init__(self, class_path: str) -> None:
+    def __init__(self, class_path: str | None) -> None:
         super().__init__()
-        self.hparams = {"_class_path": class_path, "_instantiator": "somewhere", "size": 3, "part": Base(1)}
+        path = {} if class_path is None else {"_class_path": class_path, "_instantiator": "somewhere"}
+        self.hparams = path | {"size": 3, "part": Base(1)}
 
 
 def test_a_module_is_described_by_its_hyperparameters():
@@ -120,9 +121,10 @@ def test_a_module_is_described_by_its_hyperparameters():
     assert describe(WithHyperparameters(path)) == {"class_path": path, "init_args": {"size": 3, "part": part}}
 
 
-def test_a_module_with_the_hyperparameters_of_another_class_is_refused():
+@pytest.mark.parametrize("path", [f"{HERE}.Holder", None])
+def test_a_module_with_the_hyperparameters_of_another_class_or_of_none_is_refused(path):
     with pytest.raises(TypeError, match="WithHyperparameters does not say how it was built"):
-        describe(WithHyperparameters(f"{HERE}.Holder"))
+        describe(WithHyperparameters(path))
 
 
 def test_the_description_of_a_module_builds_one_with_the_same_settings():
