@@ -87,3 +87,5 @@ if __name__ == "__main__":
     weights, found = run(int(sys.argv[1]), target)
     rank = torch.distributed.get_rank()
     torch.save({"weights": weights, "scores": found}, target / f"of_{rank}.pt")
+    torch.distributed.barrier()  # who leaves first would cut the other one off
+    torch.distributed.destroy_process_group()

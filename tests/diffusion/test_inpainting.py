@@ -14,6 +14,7 @@ from lit_generative.diffusion.parameterizations import CleanImage
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule, NoiseSchedule
 from lit_generative.diffusion.solvers import EulerSampler
+from lit_generative.diffusion.spacings import Karras
 from lit_generative.tensor_ops import randn, sample_generators
 
 SAMPLERS = [cls for cls in Sampler.__subclasses__() if cls.__module__.startswith("lit_generative.")]
@@ -149,11 +150,15 @@ def test_an_image_depends_on_its_own_noise_and_not_on_its_batch(schedule):
     torch.testing.assert_close(together, torch.cat(apart))
 
 
-def test_with_nothing_known_the_walk_is_the_samplers_own():
-    schedule, sampler = CosineSchedule(), DDIMSampler(6)
-    x, mask = images()
-    network = CorrelatedImages(schedule)
-    own = list(sampler.trajectory(denoiser(network, schedule), drawer()(), drawer()))
+@pytest.mark.parametrize(
+    ("schedule", "spacing"),
+    [(CosineSchedule(), None), (EDMSchedule(), Karras(sigma_max=3.0))],
+    ids=["from all noise", "from a lower level"],
+)
+def test_with_nothing_known_the_walk_is_the_samplers_own(schedule, spacing):
+    sampler, network, (x, mask) = DDIMSampler(6, spacing=spacing), CorrelatedImages(schedule), images()
+    start = schedule.initial_scale * drawer()()
+    own = list(sampler.trajectory(denoiser(network, schedule), start, drawer()))
     steps = list(inpaint(denoiser(network, schedule), sampler, x, mask & False, drawer(), num_resamples=1))
     torch.testing.assert_close(steps, own)
 

@@ -69,3 +69,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trained = train(int(sys.argv[1]), Path(sys.argv[2]))
     torch.save(trained.state_dict(), Path(sys.argv[2]) / f"weights_{trained.global_rank}.pt")
+    torch.distributed.barrier()  # who leaves first would cut the other one off
+    torch.distributed.destroy_process_group()

@@ -69,3 +69,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trained, metrics = train(int(sys.argv[1]), Path(sys.argv[2]), broadcast_buffers=sys.argv[3] == "True")
     torch.save((trained.state_dict(), metrics), Path(sys.argv[2]) / f"result_{trained.global_rank}.pt")
+    torch.distributed.barrier()  # who leaves first would cut the other one off
+    torch.distributed.destroy_process_group()
