@@ -20,7 +20,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import instantiate_module
 
-from benchmarks.runs import ROOT
+from benchmarks.runs import ROOT, remembered
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
 from lit_generative.data.digits import Digits
@@ -48,6 +48,7 @@ from lit_generative.metrics.feature_set import FeatureSet
 from lit_generative.metrics.frechet import Frechet, frechet_distance
 from lit_generative.metrics.small_nets import DigitsFeatures
 from lit_generative.metrics.sources import DataModuleImages, ImageSource, ModelSamples
+from lit_generative.recipe import describe
 from lit_generative.training.checkpoint_io import SafeCheckpointIO
 
 STEPS = (10, 20, 50, 250)
@@ -173,8 +174,12 @@ class Bench:
     def _once(self, model: Model, sampler: Sampler, label: str, seed: int) -> dict[str, float]:
         folder = self.work / f"{model.name.replace(', ', '_').replace(' ', '-')}_{self.steps}_{seed}"
         path = folder / f"{label.replace(' ', '-')}_{self.samples}.json"
-        if path.exists():
-            return dict(json.loads(path.read_text()))
+        key = [describe(part) for part in (*model, sampler)]
+        return remembered(
+            f"{model.name} {seed} {label}", path, key, lambda: self._measure(model, sampler, folder, seed)
+        )
+
+    def _measure(self, model: Model, sampler: Sampler, folder: Path, seed: int) -> dict[str, float]:
         if not (folder / "last.ckpt").exists():
             seconds = train(model, folder, self.steps, seed)
             (folder / "seconds.json").write_text(json.dumps(seconds))
@@ -184,14 +189,11 @@ class Bench:
             self._real = features(DataModuleImages(digits(), "train"))
         start = time.process_time()
         fake = features(ModelSamples(module, self.samples))
-        found = {
+        return {
             "distance": frechet_distance(self._real.moments, fake.moments),
             "seconds_an_image": (time.process_time() - start) / self.samples,
             "seconds_to_train": json.loads((folder / "seconds.json").read_text()),
         }
-        path.write_text(json.dumps(found))
-        print(model.name, seed, label, {name: round(value, 4) for name, value in found.items()}, flush=True)
-        return found
 
 
 def mean(found: list[dict[str, float]], name: str) -> float:

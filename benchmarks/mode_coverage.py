@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from benchmarks.runs import ROOT, litgen, spread
+from benchmarks.runs import ROOT, litgen, remembered, spread
 
 CONFIGS = ROOT / "configs/gan"
 
@@ -85,15 +84,13 @@ def find_configs(data: str, methods: Sequence[str] | None) -> list[Path]:
 def execute(run: Run, work: Path, options: Sequence[str]) -> dict[str, Any]:
     """Train once, unless it was done before; returns the last scores and the CPU seconds of the whole process."""
     folder = work / f"{run.config.stem}_{run.seed}"
-    result = folder / "result.json"
+
+    def measure() -> dict[str, Any]:
+        seconds = litgen("fit", run.config, folder, ["--seed_everything", str(run.seed), *options])
+        return last_scores(folder, list(DATA[run.data].scores)) | {"seconds": seconds}
+
     key = [yaml.safe_load(run.config.read_text()), run.seed, *options]
-    if result.exists() and (done := json.loads(result.read_text()))["key"] == key:
-        return dict(done["scores"])
-    seconds = litgen("fit", run.config, folder, ["--seed_everything", str(run.seed), *options])
-    scores = last_scores(folder, list(DATA[run.data].scores)) | {"seconds": seconds}
-    result.write_text(json.dumps({"key": key, "scores": scores}))
-    print(run.config.stem, run.seed, {name: round(value, 3) for name, value in scores.items()}, flush=True)
-    return scores
+    return remembered(f"{run.config.stem} {run.seed}", folder / "result.json", key, measure)
 
 
 def last_scores(folder: Path, names: Iterable[str]) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +32,16 @@ def litgen(command: str, config: Path, folder: Path, options: Sequence[str]) -> 
     if status:
         raise RuntimeError(f"{' '.join(arguments)} failed: see {output}.")
     return usage.ru_utime + usage.ru_stime
+
+
+def remembered(name: str, result: Path, key: list[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured under the same key before, or is measured now, told, and written to ``result``."""
+    if result.exists() and (done := json.loads(result.read_text()))["key"] == key:
+        return dict(done["scores"])
+    scores = measure()
+    result.write_text(json.dumps({"key": key, "scores": scores}))
+    print(name, {score: round(value, 4) for score, value in scores.items()}, flush=True)
+    return scores
 
 
 def spread(form: str, values: Sequence[float]) -> str:

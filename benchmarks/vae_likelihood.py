@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.runs import ROOT, litgen, spread
+from benchmarks.runs import ROOT, litgen, remembered, spread
 
 OBJECTIVES = "lit_generative.vae.objectives"
 CALLBACKS = [
@@ -118,19 +118,17 @@ def execute(run: Run, work: Path, fashion_dir: Path, more: Sequence[str]) -> dic
     """Train and test once, unless it was done before."""
     data, options = DATA[run.data], [*options_of(run, fashion_dir), *more]
     folder = work / f"{run.data}_{run.method.replace(' ', '_')}_{run.seed}"
-    config, result = ROOT / f"configs/vae/{data.config}.yaml", folder / "result.json"
-    key = [config.read_text(), *options]
-    if result.exists() and (done := json.loads(result.read_text()))["key"] == key:
-        return dict(done["scores"])
-    seconds = litgen("fit", config, folder, options)
-    litgen("test", config, folder, [*options, "--ckpt_path=last"])
-    newest = max(folder.glob("runs/**/test/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    with newest.open() as lines:
-        (row,) = csv.DictReader(lines)
-    scores = {name: float(row[f"test/{name}"]) for name in SCORES if f"test/{name}" in row} | {"seconds": seconds}
-    result.write_text(json.dumps({"key": key, "scores": scores}))
-    print(*run, {name: round(value, 3) for name, value in scores.items()}, flush=True)
-    return scores
+    config = ROOT / f"configs/vae/{data.config}.yaml"
+
+    def measure() -> dict[str, float]:
+        seconds = litgen("fit", config, folder, options)
+        litgen("test", config, folder, [*options, "--ckpt_path=last"])
+        newest = max(folder.glob("runs/**/test/metrics.csv"), key=lambda path: path.stat().st_mtime)
+        with newest.open() as lines:
+            (row,) = csv.DictReader(lines)
+        return {name: float(row[f"test/{name}"]) for name in SCORES if f"test/{name}" in row} | {"seconds": seconds}
+
+    return remembered(" ".join(map(str, run)), folder / "result.json", [config.read_text(), *options], measure)
 
 
 def table(data: str, results: dict[str, list[dict[str, Any]]]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_generative.cli.messages import OFFLINE, is_ours, report, wandb_errors
+from lit_generative.cli.messages import OFFLINE, report, wandb_errors
+from lit_generative.tracebacks import is_ours
 
 TRAINER_COMMANDS = {
     "fit": "train, or resume with --ckpt_path last",

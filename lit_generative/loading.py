@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_generative.diffusion.module import DDPM
 from lit_generative.recipe import Recorded
+from lit_generative.tracebacks import causes, is_ours
 from lit_generative.training.averages import ema_record, ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.module import GenerativeModule
@@ -68,17 +68,10 @@ def _build(cls: type[GenerativeModule], hparams: dict[str, Any]) -> GenerativeMo
         return instantiate_module(cls, hparams)
     except Exception as error:
         # jsonargparse wraps what a constructor raised in the whole config.
-        cause: BaseException | None = error
-        while cause is not None and not _raised_here(cause):
-            cause = cause.__cause__ or cause.__context__
+        cause = next((e for e in causes(error) if is_ours(e)), None)
         if cause is None:
             raise
-    raise cause from None  # not within the handler, or the two would name each other as their context
-
-
-def _raised_here(error: BaseException) -> bool:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("lit_generative.")
+        raise cause from None
 
 
 def load_ema(path: str | os.PathLike[str], profile: str | None = None) -> dict[str, Tensor]:

@@ -70,10 +70,18 @@ def _recipe_of(value: Any) -> dict[str, Any] | None:
     hparams = getattr(value, "hparams", None)
     if not isinstance(hparams, Mapping) or "_class_path" not in hparams:
         return getattr(value, "_recipe", None)
-    if hparams["_class_path"].rpartition(".")[2] != type(value).__name__:
-        return None  # LightningCLI gives a module within a module the hyperparameters of the outer one
+    if not are_of(hparams, type(value)):
+        return None
     arguments = {key: item for key, item in hparams.items() if not key.startswith("_")}
     return {"class_path": hparams["_class_path"], "init_args": arguments}
+
+
+def are_of(hparams: Mapping[str, Any], cls: type) -> bool:
+    """Whether hyperparameters are those of ``cls``, as far as they name a class.
+
+    LightningCLI gives a module within a module the hyperparameters of the outer one.
+    """
+    return str(hparams.get("_class_path", cls.__name__)).rpartition(".")[2] == cls.__name__
 
 
 def class_path(cls: type) -> str:

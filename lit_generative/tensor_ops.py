@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+HALF_LEVEL = 1 / 255
+"""Half the distance of two of the 256 levels in ``[-1, 1]``."""
+OFF_LEVEL = 0.3
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -114,6 +117,20 @@ def sample_generators(seed: int, num: int, start: int = 0) -> list[torch.Generat
     return [torch.Generator().manual_seed(derive_seed("sample", seed, start + i)) for i in range(num)]
 
 
+def generators_of(x: Tensor, *parts: int | str) -> list[torch.Generator]:
+    """One generator for each example, seeded by its own values: whatever the batch, the process, or the order.
+
+    Args:
+        x: Examples, ``(N, ...)``.
+        parts: What else the seeds depend on.
+
+    Returns:
+        ``N`` CPU generators.
+    """
+    rows = x.detach().cpu().flatten(start_dim=1).contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+    return [torch.Generator().manual_seed(derive_seed(*parts, row.tobytes().hex())) for row in rows]
+
+
 def randn(shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise, drawn where the generator lives and moved to ``device``.
 
@@ -166,6 +183,28 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(pixels: Tensor) -> Tensor:
     """Scale pixels 0..255 to float32 in ``[-1, 1]``; the inverse of :func:`to_uint8`."""
     return pixels.float().div(127.5).sub(1.0)
+
+
+def check_pixel_levels(who: str, x: Tensor, otherwise: str) -> None:
+    """Refuse what is no 8-bit pixels brought to ``[-1, 1]``. Reads numbers off the device: not for every batch.
+
+    Args:
+        who: Begins the message, and says whose values they are, as in ``"Likelihood: images"``.
+        x: Values, any shape.
+        otherwise: Ends the message: what to do.
+
+    Raises:
+        ValueError: If a value lies outside, is NaN, or is not near one of the 256 levels.
+    """
+    level = x.float().add(1).mul(127.5)
+    low, high = (float(value) for value in level.aminmax())
+    off = float((level - level.round()).abs().max())
+    # bfloat16 alone moves a value by a quarter of a level
+    if not (low > -OFF_LEVEL and high < 255 + OFF_LEVEL and off < OFF_LEVEL):
+        raise ValueError(
+            f"{who} must hold the 256 levels k / 127.5 - 1 of 8-bit pixels, got values from {low / 127.5 - 1:.4g} to "
+            f"{high / 127.5 - 1:.4g}, up to {off:.2g} levels from the nearest. {otherwise}"
+        )
 
 
 def _drawn(

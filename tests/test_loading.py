@@ -459,3 +459,23 @@ def test_a_network_that_a_config_took_from_a_folder_comes_back_without_it(tmp_pa
     assert main(["fit", "--config", config, *options, f"--trainer.callbacks={json.dumps(saves)}"]) == 0
     shutil.rmtree("unet")
     assert load_module("runs").network.unet.config.block_out_channels == [32, 64]
+
+
+def test_a_codec_that_a_config_builds_keeps_its_own_hyperparameters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    codec = {"class_path": "lit_generative.vae.module.VAE", "init_args": describe_arguments(tiny.vae())}
+    network = {"hidden_dim": 8, "num_layers": 1, "sample_shape": [3], "num_classes": 10}
+    options = [f"--model.codec={json.dumps(codec)}", "--data.image_size=8", "--trainer.max_steps=1"]
+    options += ["--model.network=lit_generative.networks.mlp.MLPDenoiser"]
+    options += [f"--model.network.init_args.{name}={value}" for name, value in network.items()]
+    options += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    saves = [{"class_path": "lit_generative.callbacks.checkpoint.Checkpoint"}]
+    config = str(ROOT / "configs/diffusion/ddpm_digits.yaml")
+    assert main(["fit", "--config", config, *options, f"--trainer.callbacks={json.dumps(saves)}"]) == 0
+    loaded = load_module("runs")
+    assert loaded.codec.hparams["_class_path"] == "lit_generative.vae.module.VAE"
+    assert loaded.sample(2).shape == (2, 1, 8, 8)
+
+
+def describe_arguments(module) -> dict:
+    return {name: value for name, value in module.hparams.items() if not name.startswith("_")}

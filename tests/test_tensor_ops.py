@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from lit_generative.tensor_ops import (
+    check_pixel_levels,
     derive_seed,
     evaluating,
     expand_like,
     from_uint8,
     frozen,
     full_precision,
+    generators_of,
     perplexity,
     randn,
     random_labels,
@@ -226,3 +228,24 @@ def test_uniform_numbers_lie_in_the_unit_interval_and_do_not_depend_on_the_batch
     assert uniform((0, 2), []).shape == (0, 2)
     with pytest.raises(ValueError, match="need one for each of 3 samples, got 2"):
         uniform((3,), sample_generators(0, 2))
+
+
+def test_generators_belong_to_the_example_and_to_what_else_is_named():
+    x = torch.randn(4, 2, 3)
+
+    def draws(*arguments):
+        return torch.stack([torch.randn(3, generator=g) for g in generators_of(*arguments)])
+
+    together = draws(x, "a", 1)
+    torch.testing.assert_close(draws(x[[2, 0]], "a", 1), together[[2, 0]])
+    assert not torch.equal(draws(x, "a", 2), together)
+    assert len(torch.unique(together)) == together.numel()
+
+
+def test_pixel_levels_pass_also_in_bfloat16_and_nothing_else_does():
+    levels = torch.arange(256) / 127.5 - 1
+    check_pixel_levels("Who: images", levels, "Do this.")
+    check_pixel_levels("Who: images", levels.bfloat16(), "Do this.")
+    for bad in (levels + 1 / 255, levels * 1.01, torch.tensor([torch.nan])):
+        with pytest.raises(ValueError, match=r"Who: images must hold the 256 levels .* nearest\. Do this\."):
+            check_pixel_levels("Who: images", bad, "Do this.")

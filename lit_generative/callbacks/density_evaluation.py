@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.tensor_ops import derive_seed, evaluating
+from lit_generative.tensor_ops import evaluating, generators_of
 from lit_generative.types import DensityEstimator
 
 
@@ -65,13 +62,8 @@ class DensityEvaluation(L.Callback):
         y = None if pl_module.num_classes is None else batch["label"]
         for estimator in self.estimators:
             with evaluating(pl_module), trainer.precision_plugin.forward_context():
-                values = estimator.estimate(pl_module, x, y, self._generators(x))
+                values = estimator.estimate(pl_module, x, y, generators_of(x, "density", self.seed))
             for name, value in values.items():
                 pl_module.log(
                     f"{stage}/{name}", value.mean(), batch_size=len(x), sync_dist=True, on_step=False, on_epoch=True
                 )
-
-    def _generators(self, x: Tensor) -> list[torch.Generator]:
-        rows = x.detach().float().cpu().flatten(start_dim=1).numpy()
-        seeds = [derive_seed("density", self.seed, hashlib.sha256(row.tobytes()).hexdigest()) for row in rows]
-        return [torch.Generator().manual_seed(seed) for seed in seeds]

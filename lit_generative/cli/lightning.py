@@ -23,9 +23,9 @@ from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.progress_bar import RunProgressBar
 from lit_generative.callbacks.sample_writer import SampleWriter
 from lit_generative.cli.errors import HelpfulParser
-from lit_generative.cli.messages import causes, is_ours
 from lit_generative.cli.run_folder import choose_run, last_checkpoint
 from lit_generative.loading import check_trust
+from lit_generative.tracebacks import causes, is_ours
 from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
 from lit_generative.training.csv_logger import CSVLogger
 

@@ -19,10 +19,15 @@ from lit_generative.diffusion.denoiser import Denoiser
 from lit_generative.diffusion.schedules import DiscreteSchedule, Level, NoiseSchedule
 from lit_generative.diffusion.variances import ReverseVariance, step_variances, training_variances
 from lit_generative.recipe import Recorded
-from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn, sum_per_example
-
-HALF_WIDTH = 1 / 255
-OFF_LEVEL = 0.3
+from lit_generative.tensor_ops import (
+    HALF_LEVEL,
+    Generators,
+    check_pixel_levels,
+    evaluating,
+    expand_like,
+    randn,
+    sum_per_example,
+)
 
 
 class Decoder(Recorded, ABC):
@@ -60,7 +65,7 @@ class DiscretizedGaussian(Decoder):
         level = x0.add(1).mul(127.5).round()
         from_mean = level / 127.5 - 1 - mean
         inverse_std = (-0.5 * log_variance).exp()
-        upper, lower = (from_mean + HALF_WIDTH) * inverse_std, (from_mean - HALF_WIDTH) * inverse_std
+        upper, lower = (from_mean + HALF_LEVEL) * inverse_std, (from_mean - HALF_LEVEL) * inverse_std
         # An interval above the mean is as probable as its mirror image, whose distribution function has digits left.
         darkest, brightest = level <= 0, level >= 255
         mirrored = brightest | ((from_mean > 0) & ~darkest)
@@ -71,15 +76,9 @@ class DiscretizedGaussian(Decoder):
 
     @override
     def check(self, x0: Tensor) -> None:
-        level = x0.float().add(1).mul(127.5)
-        low, high = (float(value) for value in level.aminmax())
-        off = float((level - level.round()).abs().max())
-        if not (low > -OFF_LEVEL and high < 255 + OFF_LEVEL and off < OFF_LEVEL):
-            raise ValueError(
-                f"DiscretizedGaussian: data must hold the 256 levels k / 127.5 - 1 of 8-bit pixels, got values from "
-                f"{low / 127.5 - 1:.4g} to {high / 127.5 - 1:.4g}, up to {off:.2g} levels from the nearest. For points "
-                "and latents take the decoder ContinuousGaussian."
-            )
+        check_pixel_levels(
+            "DiscretizedGaussian: data", x0, "For points and latents take the decoder ContinuousGaussian."
+        )
 
 
 class ContinuousGaussian(Decoder):

@@ -27,8 +27,8 @@ class ContinuousSchedule(NoiseSchedule):
         """``alpha`` and ``sigma`` at times in ``[t_min, 1]``, of the shape and type of ``t``; nothing is checked."""
 
     @abstractmethod
-    def time_of(self, ratio: float) -> float:
-        """The time whose ``sigma / alpha`` is ``ratio``, a positive number; it may lie outside ``[t_min, 1]``."""
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """Where ``sigma / alpha`` is ``ratio``, above 0, of its shape; it may lie outside ``[t_min, 1]``."""
 
     @override
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,8 @@ class ContinuousSchedule(NoiseSchedule):
         return list(torch.linspace(1, self.t_min, num, dtype=torch.float64).tolist())
 
     @override
-    def nearest_time(self, ratio: float) -> Time:
-        return min(max(self.time_of(ratio), self.t_min), 1.0)
+    def nearest_times(self, ratios: Tensor) -> Tensor:
+        return self.time_of(ratios).clamp(self.t_min, 1.0)
 
     def _outside(self, t: Time) -> ValueError:
         return ValueError(
@@ -72,8 +72,8 @@ class ContinuousSchedule(NoiseSchedule):
         """How far ``t`` lies on the way from ``t_min`` to 1."""
         return (t - self.t_min) / (1 - self.t_min)
 
-    def _time_at(self, share: float) -> float:
-        """The time that lies so far on that way."""
+    def _time_at(self, share: Tensor) -> Tensor:
+        """The times that lie so far on that way."""
         return self.t_min + share * (1 - self.t_min)
 
 
@@ -113,8 +113,8 @@ class CosineLogSNR(ContinuousSchedule):
         return alpha / norm, sigma / norm
 
     @override
-    def time_of(self, ratio: float) -> float:
-        return self._time_at((math.atan(ratio / self.noise_scale) - self.first) / self.range)
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return self._time_at(((ratio / self.noise_scale).atan() - self.first) / self.range)
 
 
 class LinearLogSNR(ContinuousSchedule):
@@ -142,8 +142,8 @@ class LinearLogSNR(ContinuousSchedule):
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
     @override
-    def time_of(self, ratio: float) -> float:
-        return self._time_at((self.log_snr_max + 2 * math.log(ratio)) / (self.log_snr_max - self.log_snr_min))
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return self._time_at((self.log_snr_max + 2 * ratio.log()) / (self.log_snr_max - self.log_snr_min))
 
 
 class RectifiedFlow(ContinuousSchedule):
@@ -172,7 +172,7 @@ class RectifiedFlow(ContinuousSchedule):
         return (1 - t) / total, self.shift * t / total
 
     @override
-    def time_of(self, ratio: float) -> float:
+    def time_of(self, ratio: Tensor) -> Tensor:
         return 1 / (1 + self.shift / ratio)
 
 
@@ -205,8 +205,8 @@ class EDMSchedule(ContinuousSchedule):
         return torch.ones_like(t), self.sigma_min ** (1 - share) * self.sigma_max**share
 
     @override
-    def time_of(self, ratio: float) -> float:
-        return self._time_at(math.log(ratio / self.sigma_min) / math.log(self.sigma_max / self.sigma_min))
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return self._time_at((ratio / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min))
 
 
 def _check_range(schedule: ContinuousSchedule, log_snr_min: float, log_snr_max: float) -> None:

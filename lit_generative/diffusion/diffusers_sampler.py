@@ -17,7 +17,7 @@ from lit_generative.diffusion.parameterizations import CleanImage, Epsilon, Velo
 from lit_generative.diffusion.samplers import Noise, Sampler, no_single_step
 from lit_generative.diffusion.schedules import DiscreteSchedule, Level, NoiseSchedule
 from lit_generative.recipe import class_path
-from lit_generative.tensor_ops import derive_seed
+from lit_generative.tensor_ops import generators_of
 
 if TYPE_CHECKING:  # diffusers takes seconds to import; who builds a scheduler has waited for it already
     from diffusers import SchedulerMixin
@@ -78,7 +78,7 @@ class DiffusersSampler(Sampler):
         levels, times = self._levels(scheduler, denoise.schedule), scheduler.timesteps
         drawing = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
-            drawing = {"generator": _generators(noise())}
+            drawing = {"generator": generators_of(noise(), "scheduler")}
         sample = x_t * scheduler.init_noise_sigma  # some schedulers walk with x_t / alpha
         x_t = scheduler.scale_model_input(sample, times[0])
         for i, level in enumerate(levels):
@@ -147,9 +147,3 @@ class DiffusersSampler(Sampler):
                 "variance. Train with an objective that learns it, or choose another variance_type."
             )
         return torch.cat([output, guess.variance], dim=1)
-
-
-def _generators(noise: Tensor) -> list[torch.Generator]:
-    """One for each sample, ``(N, ...)``, seeded by its own values."""
-    seeds = [derive_seed("scheduler", sample.numpy().tobytes().hex()) for sample in noise.cpu()]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -24,7 +24,8 @@ from lit_generative.diffusion.schedules import NoiseSchedule
 from lit_generative.diffusion.times import TimeSampling, UniformTimes
 from lit_generative.recipe import Recorded, describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
-from lit_generative.training.checks import labels_of, training_images
+from lit_generative.training.checks import labels_of
+from lit_generative.training.examples import training_images
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 
@@ -129,13 +130,12 @@ class DDPM(GenerativeModule):
         x0, y = self._clean(batch), self._dropped(labels_of("DDPM", batch, self.num_classes))
         t, factor = self.times.draw(len(x0), self.schedule, x0.device)
         prediction = self.predict_noisy(x0, t, y, self._condition_of(batch))
-        loss = self.objective.loss(prediction)
-        self.times.observe(t, loss.detach())
-        factor = torch.ones_like(loss) if factor is None else factor
-        if self.log_now:
-            terms = {"loss": loss, **self.objective.terms(prediction)}
-            self.log_losses({name: factor * value for name, value in terms.items()}, in_bar=("loss",))
-        return (factor * loss).mean()
+        losses = self.objective.losses(prediction)
+        self.times.observe(t, losses["loss"].detach())
+        if factor is not None:
+            losses = {name: factor * value for name, value in losses.items()}
+        self.log_losses(losses, in_bar=("loss",))
+        return losses["loss"].mean()
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -150,7 +150,7 @@ class DDPM(GenerativeModule):
         x0, y = self._clean(batch), labels_of("DDPM", batch, self.num_classes)
         t = self.schedule.random_times(len(x0), x0.device)
         prediction = self.predict_noisy(x0, t, y, self._condition_of(batch))
-        self.log_evaluation(stage, {"loss": self.objective.loss(prediction), **self.objective.terms(prediction)})
+        self.log_evaluation(stage, self.objective.losses(prediction))
 
     def predict_noisy(
         self, x0: Tensor, t: Tensor, y: Tensor | None = None, condition: Tensor | None = None

@@ -79,6 +79,10 @@ class DenoisingObjective(Recorded, ABC):
         """Parts of the loss to be logged by name, each ``(N,)``; none, unless a leaf says otherwise."""
         return {}
 
+    def losses(self, prediction: Prediction) -> dict[str, Tensor]:
+        """What is minimized, as ``loss``, and its parts, each computed once."""
+        return {"loss": self.loss(prediction), **self.terms(prediction)}
+
 
 class Simple(DenoisingObjective):
     """The weighted squared error of what the network predicts.
@@ -134,8 +138,12 @@ class Hybrid(DenoisingObjective):
 
     @override
     def loss(self, prediction: Prediction) -> Tensor:
+        return self.losses(prediction)["loss"]
+
+    @override
+    def losses(self, prediction: Prediction) -> dict[str, Tensor]:
         terms = self.terms(prediction)
-        return terms["simple"] + self.vlb_weight * terms["vlb_bits_per_dim"]
+        return {"loss": terms["simple"] + self.vlb_weight * terms["vlb_bits_per_dim"], **terms}
 
     @override
     def terms(self, prediction: Prediction) -> dict[str, Tensor]:

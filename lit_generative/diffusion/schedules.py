@@ -76,8 +76,12 @@ class NoiseSchedule(Recorded, nn.Module, ABC):
         """
 
     @abstractmethod
+    def nearest_times(self, ratios: Tensor) -> Tensor:
+        """Those whose ``sigma / alpha`` is nearest in the logarithm, to ``(N,)`` float64: int64 or float64."""
+
     def nearest_time(self, ratio: float) -> Time:
-        """The time whose ``sigma / alpha`` is nearest to ``ratio``, a positive number, on a logarithmic scale."""
+        """The same for one ratio."""
+        return self.nearest_times(torch.tensor([ratio], dtype=torch.float64)).item()
 
     def as_tensor(self, t: Time, num: int, device: torch.device | str) -> Tensor:
         """``num`` times ``t``, in the type that networks get."""
@@ -151,11 +155,12 @@ class DiscreteSchedule(NoiseSchedule):
         return list(torch.linspace(self.num_timesteps - 1, 0, num, dtype=torch.float64).round().long().tolist())
 
     @override
-    def nearest_time(self, ratio: float) -> Time:
-        if ratio == math.inf:  # no finite time is nearer to it than another
-            return self.num_timesteps - 1
+    def nearest_times(self, ratios: Tensor) -> Tensor:
         own = 0.5 * ((1 - self.alphas_cumprod) / self.alphas_cumprod).log()
-        return int((own - math.log(ratio)).abs().argmin())
+        nearest = (own - ratios.log()[:, None]).abs().argmin(dim=1)
+        return torch.where(
+            ratios.isinf(), self.num_timesteps - 1, nearest
+        )  # to it no finite time is nearer than another
 
     def _without_last_signal(self, betas: Tensor) -> Tensor:
         if len(betas) < 2:

@@ -144,7 +144,8 @@ class LogNormalSigma(TimeSampling):
     @override
     def draw(self, num: int, schedule: NoiseSchedule, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
         ratios = (self.mean + self.std * torch.randn(num, dtype=torch.float64)).exp()
-        return torch.tensor([schedule.nearest_time(ratio) for ratio in ratios.tolist()], device=device), None
+        t = schedule.nearest_times(ratios)
+        return (t.float() if t.is_floating_point() else t).to(device), None
 
 
 class LogitNormal(TimeSampling):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +45,10 @@ class ConvEncoder(Recorded, nn.Module):
         self.latent_dim = latent_dim
         self.num_classes = num_classes
         self.class_map = None if num_classes is None else nn.Embedding(num_classes, image_size**2)
-        widths = _stage_widths("ConvEncoder", image_size, width, num_stages)
+        widths = stage_widths("ConvEncoder", image_size, width, num_stages)
         layers: list[nn.Module] = []
         for before, after in zip([channels + (num_classes is not None), *widths[:-1]], widths, strict=True):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _group_norm(after), nn.SiLU(inplace=True)]
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), *norm_and_activation(after)]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1] * (image_size >> num_stages) ** 2, 2 * latent_dim)
 
@@ -64,9 +66,7 @@ class ConvEncoder(Recorded, nn.Module):
             ValueError: If ``y`` is missing or not wanted.
         """
         check_label(self, self.num_classes, y)
-        if self.class_map is not None:
-            x = torch.cat([x, self.class_map(y).to(x.dtype).view(len(x), 1, *x.shape[2:])], dim=1)
-        mean, logvar = self.head(self.layers(x).flatten(start_dim=1)).chunk(2, dim=1)
+        mean, logvar = self.head(self.layers(join_label(x, self.class_map, y)).flatten(start_dim=1)).chunk(2, dim=1)
         return mean, logvar
 
 
@@ -100,15 +100,14 @@ class ConvDecoder(Recorded, nn.Module):
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
-        widths = _stage_widths("ConvDecoder", image_size, width, num_stages)[::-1]
+        widths = stage_widths("ConvDecoder", image_size, width, num_stages)[::-1]
         lowest = image_size >> num_stages
         layers: list[nn.Module] = [
             nn.Linear(latent_dim + (num_classes or 0), widths[0] * lowest**2),
             nn.Unflatten(1, (widths[0], lowest, lowest)),
         ]
         for before, after in zip(widths, [*widths[1:], channels * parameters_per_value], strict=True):
-            layers += [_group_norm(before), nn.SiLU(inplace=True)]
-            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+            layers += [*norm_and_activation(before), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -128,13 +127,27 @@ class ConvDecoder(Recorded, nn.Module):
         return parameters
 
 
-def _stage_widths(name: str, image_size: int, width: int, num_stages: int) -> list[int]:
-    """Channels of each stage, from the largest map to the smallest."""
+def join_label(x: Tensor, class_map: nn.Embedding | None, y: Tensor | None) -> Tensor:
+    """Put each label's map, ``(H * W,)``, behind the image's channels: ``(N, C, H, W)`` to ``(N, C + 1, H, W)``."""
+    if class_map is None:
+        return x
+    return torch.cat([x, class_map(y).to(x.dtype).view(len(x), 1, *x.shape[2:])], dim=1)
+
+
+def stage_widths(name: str, image_size: int, width: int, num_stages: int) -> list[int]:
+    """Channels of each stage, from the largest map to the smallest.
+
+    Raises:
+        ValueError: If there is no stage, or ``image_size`` cannot be halved so often.
+    """
     if num_stages < 1:
         raise ValueError(f"{name}: num_stages must be at least 1, got {num_stages}.")
     check_divisible(name, image_size, 2**num_stages, "2**num_stages")
     return [width * 2**i for i in range(num_stages)]
 
 
-def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(width // _CHANNELS_PER_GROUP, 1), width)
+def norm_and_activation(width: int) -> list[nn.Module]:
+    """Group norm, of eight channels a group if ``width`` allows it, and SiLU."""
+    # The gcd takes fewer, larger groups for a width that no group of eight divides: one of 28 channels for 28.
+    groups = math.gcd(width, max(width // _CHANNELS_PER_GROUP, 1))
+    return [nn.GroupNorm(groups, width), nn.SiLU(inplace=True)]

@@ -8,15 +8,11 @@ shortcut is the identity.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_divisible, check_label, check_shape, with_label
+from lit_generative.networks.checks import check_label, check_shape, with_label
+from lit_generative.networks.conv_vae import join_label, norm_and_activation, stage_widths
 from lit_generative.recipe import Recorded
-
-_CHANNELS_PER_GROUP = 8
 
 
 class ResNetEncoder(Recorded, nn.Module):
@@ -52,13 +48,13 @@ class ResNetEncoder(Recorded, nn.Module):
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
-        widths = _stage_widths("ResNetEncoder", image_size, width, num_stages, num_blocks)
+        widths = _checked_widths("ResNetEncoder", image_size, width, num_stages, num_blocks)
         self.class_map = None if num_classes is None else nn.Embedding(num_classes, image_size**2)
         layers: list[nn.Module] = [nn.Conv2d(channels + (num_classes is not None), widths[0], 3, padding=1)]
         for before, after in zip(widths, [*widths[1:], widths[-1]], strict=True):
             layers += [_Block(before) for _ in range(num_blocks)]
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers, *_norm_and_activation(widths[-1]))
+        self.layers = nn.Sequential(*layers, *norm_and_activation(widths[-1]))
         self.head = nn.Linear(widths[-1] * (image_size >> num_stages) ** 2, 2 * latent_dim)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -76,9 +72,7 @@ class ResNetEncoder(Recorded, nn.Module):
         """
         check_label(self, self.num_classes, y)
         check_shape(self, x, self.sample_shape)
-        if self.class_map is not None:
-            x = torch.cat([x, self.class_map(y).to(x.dtype).view(len(x), 1, *x.shape[2:])], dim=1)
-        mean, logvar = self.head(self.layers(x).flatten(start_dim=1)).chunk(2, dim=1)
+        mean, logvar = self.head(self.layers(join_label(x, self.class_map, y)).flatten(start_dim=1)).chunk(2, dim=1)
         return mean, logvar
 
 
@@ -117,7 +111,7 @@ class ResNetDecoder(Recorded, nn.Module):
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
-        widths = _stage_widths("ResNetDecoder", image_size, width, num_stages, num_blocks)[::-1]
+        widths = _checked_widths("ResNetDecoder", image_size, width, num_stages, num_blocks)[::-1]
         lowest = image_size >> num_stages
         layers: list[nn.Module] = [
             nn.Linear(latent_dim + (num_classes or 0), widths[0] * lowest**2),
@@ -126,7 +120,7 @@ class ResNetDecoder(Recorded, nn.Module):
         for before, after in zip(widths, [*widths[1:], widths[-1]], strict=True):
             layers += [_Block(before) for _ in range(num_blocks)]
             layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
-        layers += _norm_and_activation(widths[-1])
+        layers += norm_and_activation(widths[-1])
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], channels * parameters_per_value, 3, padding=1))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -154,23 +148,14 @@ class _Block(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [*_norm_and_activation(width), nn.Conv2d(width, width, 3, padding=1)]
+            layers += [*norm_and_activation(width), nn.Conv2d(width, width, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
 
 
-def _norm_and_activation(width: int) -> list[nn.Module]:
-    # The gcd takes fewer, larger groups for a width that no group of eight divides: one of 28 channels for 28.
-    groups = math.gcd(width, max(width // _CHANNELS_PER_GROUP, 1))
-    return [nn.GroupNorm(groups, width), nn.SiLU(inplace=True)]
-
-
-def _stage_widths(name: str, image_size: int, width: int, num_stages: int, num_blocks: int) -> list[int]:
-    """Channels of each stage, from the largest map to the smallest."""
-    for argument, value in (("num_stages", num_stages), ("num_blocks", num_blocks)):
-        if value < 1:
-            raise ValueError(f"{name}: {argument} must be at least 1, got {value}.")
-    check_divisible(name, image_size, 2**num_stages, "2**num_stages")
-    return [width * 2**i for i in range(num_stages)]
+def _checked_widths(name: str, image_size: int, width: int, num_stages: int, num_blocks: int) -> list[int]:
+    if num_blocks < 1:
+        raise ValueError(f"{name}: num_blocks must be at least 1, got {num_blocks}.")
+    return stage_widths(name, image_size, width, num_stages)

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_generative.tensor_ops import from_uint8
-from lit_generative.types import Batch, DescribesData, SupportsReference
+from lit_generative.types import Batch, DescribesData
 
 
 def check_data(module: nn.Module, data: object) -> None:
@@ -272,27 +270,3 @@ def _short(value: Any) -> str:
         arguments = ", ".join(f"{k}={v}" for k, v in (value.get("init_args") or {}).items())
         return f"{value['class_path'].rpartition('.')[2]}({arguments})"
     return str(value)
-
-
-def training_images(trainer: L.Trainer, at_most: int) -> Tensor:
-    """Training examples spread evenly over the set, as the data module gives them one by one.
-
-    Args:
-        trainer: Its data module is asked.
-        at_most: How many, if there are so many.
-
-    Returns:
-        ``(N, C, H, W)`` in ``[-1, 1]``, float32.
-
-    Raises:
-        ValueError: If the data module cannot give single images.
-    """
-    data = getattr(trainer, "datamodule", None)
-    if not (isinstance(data, SupportsReference) and isinstance(data, DescribesData) and len(data.sample_shape) == 3):
-        raise ValueError(
-            f"{type(data).__name__} gives no single training images, which the model begins with. It needs "
-            "num_examples(split) and examples(split, indices), as ImageDataModule has."
-        )
-    total = data.num_examples("train")
-    indices = torch.linspace(0, total - 1, min(at_most, total), dtype=torch.float64).round().long()
-    return from_uint8(data.examples("train", indices))

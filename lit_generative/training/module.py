@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
-from lit_generative.recipe import class_path, describe
+from lit_generative.recipe import are_of, class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
 from lit_generative.training.checks import check_class, check_data, check_labels, check_trainer, check_weights
 from lit_generative.training.gradients import average_gradients
@@ -66,7 +66,8 @@ class GenerativeModule(L.LightningModule, ABC):
         Raises:
             TypeError: If an argument cannot be written down (see :func:`lit_generative.recipe.describe`).
         """
-        if args or kwargs or _given_hyperparameters.get() is not None:
+        given = _given_hyperparameters.get()  # of the outermost module that is being built
+        if args or kwargs or (given is not None and are_of(given, type(self))):
             super().save_hyperparameters(*args, **kwargs)
             return
         values = sys._getframe(1).f_locals  # the constructor that called

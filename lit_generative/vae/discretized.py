@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.tensor_ops import sum_per_example
+from lit_generative.tensor_ops import HALF_LEVEL, check_pixel_levels, sum_per_example
 from lit_generative.vae.likelihoods import Likelihood, soft_floor
 
-HALF_WIDTH = 1 / 255
-OFF_LEVEL = 0.3
 LOWEST_FLOOR = -20.0
 
 
@@ -123,11 +121,11 @@ def level_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     level = x.add(1).mul(127.5).round()
     from_mean = level / 127.5 - 1 - mean
     inverse_scale = (-log_scale).exp()
-    below = F.logsigmoid((from_mean + HALF_WIDTH) * inverse_scale)  # log P(value < upper edge)
-    above = F.logsigmoid((HALF_WIDTH - from_mean) * inverse_scale)  # log P(value > lower edge)
+    below = F.logsigmoid((from_mean + HALF_LEVEL) * inverse_scale)  # log P(value < upper edge)
+    above = F.logsigmoid((HALF_LEVEL - from_mean) * inverse_scale)  # log P(value > lower edge)
     darkest, brightest = level <= 0, level >= 255
     zero = torch.zeros_like(below)
-    within = torch.where(darkest | brightest, zero, _log_one_minus_exp(math.log(2 * HALF_WIDTH) - log_scale))
+    within = torch.where(darkest | brightest, zero, _log_one_minus_exp(math.log(2 * HALF_LEVEL) - log_scale))
     return torch.where(brightest, zero, below) + torch.where(darkest, zero, above) + within
 
 
@@ -144,16 +142,11 @@ def check_levels(likelihood: Likelihood, x: Tensor) -> None:
     Raises:
         ValueError: If a value lies outside, is NaN, or is not near one of the 256 levels.
     """
-    level = x.float().add(1).mul(127.5)
-    low, high = (float(value) for value in level.aminmax())
-    off = float((level - level.round()).abs().max())
-    # bfloat16 alone moves a value by a quarter of a level
-    if not (low > -OFF_LEVEL and high < 255 + OFF_LEVEL and off < OFF_LEVEL):
-        raise ValueError(
-            f"{type(likelihood).__name__}: images must hold the 256 levels k / 127.5 - 1 of 8-bit pixels, got values "
-            f"from {low / 127.5 - 1:.4g} to {high / 127.5 - 1:.4g}, up to {off:.2g} levels from the nearest. Give it "
-            "pixels without noise and rescaling, or use a density, as ContinuousBernoulli or a Gaussian."
-        )
+    check_pixel_levels(
+        f"{type(likelihood).__name__}: images",
+        x,
+        "Give it pixels without noise and rescaling, or use a density, as ContinuousBernoulli or a Gaussian.",
+    )
 
 
 def _check_floor(likelihood: Likelihood, min_log_scale: float) -> None:

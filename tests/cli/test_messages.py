@@ -2,19 +2,7 @@ import sys
 
 import pytest
 
-from lit_generative.cli.messages import OFFLINE, causes, is_ours, report, wandb_errors
-from lit_generative.gan.losses import Hinge
-
-
-def error_of(function, *arguments):
-    with pytest.raises(Exception) as caught:  # noqa: PT011  any error will do
-        function(*arguments)
-    return caught.value
-
-
-def test_an_error_of_our_code_is_ours_and_one_of_python_is_not():
-    assert is_ours(error_of(Hinge, -1.0))
-    assert not is_ours(error_of(int, "x"))
+from lit_generative.cli.messages import OFFLINE, report, wandb_errors
 
 
 def test_an_error_is_printed_as_one_line(capsys):
@@ -37,9 +25,3 @@ def test_an_error_of_wandb_comes_with_what_to_do(capsys, monkeypatch):
     assert issubclass(UsageError, wandb_errors())
     report(UsageError("No API key."), hint=OFFLINE)
     assert capsys.readouterr().err.startswith("litgen: error: No API key. W&B: set WANDB_MODE=offline")
-
-
-def test_causes_are_followed_to_the_first():
-    first, second, third = ValueError("1"), ValueError("2"), ValueError("3")
-    third.__cause__, second.__context__ = second, first
-    assert list(causes(third)) == [third, second, first]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_generative.diffusion.continuous import RectifiedFlow
-from lit_generative.diffusion.diffusers_sampler import DiffusersSampler, _generators
+from lit_generative.diffusion.diffusers_sampler import DiffusersSampler
 from lit_generative.diffusion.guidance import ClassifierFree
 from lit_generative.diffusion.objectives import Hybrid
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
@@ -18,7 +18,7 @@ from lit_generative.diffusion.spacings import Leading
 from lit_generative.loading import load_module
 from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.recipe import describe
-from lit_generative.tensor_ops import randn, sample_generators
+from lit_generative.tensor_ops import generators_of, randn, sample_generators
 from tests.diffusion.exact import MEAN, STD, Given, exact_denoiser
 from tests.tiny import ddpm, point_ddpm, trainer
 
@@ -211,7 +211,7 @@ def test_a_learned_variance_goes_to_the_scheduler():
         (after, _), _ = sampler.trajectory(module.denoiser(), x_t, lambda: x_t)
         guess, (now, then, _) = module.denoiser()(x_t, schedule.level(1)), sampler.levels(schedule)
     assert guess.variance.std() > 0.1
-    drawn = torch.cat([torch.randn((1, 1, 8, 8), generator=g) for g in _generators(x_t)])
+    drawn = torch.cat([torch.randn((1, 1, 8, 8), generator=g) for g in generators_of(x_t, "scheduler")])
     torch.testing.assert_close(after, DDPMSampler(2).step(guess, now, then, lambda: drawn), rtol=0, atol=1e-5)
 
 

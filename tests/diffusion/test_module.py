@@ -386,3 +386,16 @@ def test_a_model_of_super_resolution_draws_from_small_images_alone():
         module.sample(2)
     with pytest.raises(ValueError, match="trained with the condition SuperResolution"):
         ddpm(NoisyConvolution()).super_resolve(low)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_bound_is_computed_once_a_step_though_it_is_loss_and_log(stage, monkeypatch):
+    from lit_generative.diffusion.bounds import ContinuousGaussian
+    from lit_generative.diffusion.objectives import Hybrid, VariationalBoundObjective
+
+    calls, original = [], VariationalBoundObjective.loss
+    monkeypatch.setattr(VariationalBoundObjective, "loss", lambda *args: calls.append(1) or original(*args))
+    network = MLPDenoiser(hidden_dim=8, num_layers=1, learned_variance=True)
+    module = ddpm(network, objective=Hybrid(decoder=ContinuousGaussian()))
+    getattr(trainer(max_steps=2), stage)(module, loader(batches(4, 4)))
+    assert len(calls) == 2

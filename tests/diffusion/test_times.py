@@ -35,8 +35,8 @@ class Straight(NoiseSchedule):
     def even_times(self, num):
         raise NotImplementedError
 
-    def nearest_time(self, ratio):
-        return ratio / (1 + ratio)
+    def nearest_times(self, ratios):
+        return ratios / (1 + ratios)
 
 
 def seeded(seed: int = 0) -> None:

@@ -13,7 +13,6 @@ from lit_generative.training.checks import (
     find_modules,
     labels_of,
     named_optimizers,
-    training_images,
 )
 from tests import tiny
 
@@ -126,23 +125,3 @@ def test_labels_are_those_of_the_batch():
     label = torch.tensor([2, 0])
     assert labels_of("GAN", {"label": label}, 3) is label
     assert labels_of("GAN", {"label": label}, None) is None
-
-
-def test_training_images_are_spread_over_the_set_and_at_most_all_of_it(tmp_path):
-    data, run = tiny.digits(), tiny.trainer(tmp_path)
-    data.setup("fit")
-    run.datamodule = data
-    total = data.num_examples("train")
-    images = training_images(run, 3)
-    expected = data.examples("train", torch.tensor([0, round((total - 1) / 2), total - 1]))
-    torch.testing.assert_close(images, expected.float() / 127.5 - 1)
-    assert len(training_images(run, total + 5)) == total
-
-
-def test_data_without_single_images_is_refused(tmp_path):
-    run = tiny.trainer(tmp_path)
-    with pytest.raises(ValueError, match="NoneType gives no single training images"):
-        training_images(run, 3)
-    run.datamodule = tiny.ring()
-    with pytest.raises(ValueError, match="RingMixture gives no single training images"):
-        training_images(run, 3)
