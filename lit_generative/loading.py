@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,7 +23,7 @@ from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import LatentCodec
 
-TRUSTED = ("lit_generative", "torch", "lightning", "diffusers")
+TRUSTED = ("lit_generative", "torch", "lightning", "diffusers", "peft")
 """Packages whose classes a checkpoint may build."""
 
 
@@ -131,7 +133,7 @@ class CheckpointNetwork(Recorded, nn.Module):
             raise ValueError(
                 f"CheckpointNetwork: checkpoint must be a file, as the newest of a folder changes, got {checkpoint}."
             )
-        module = _load_part(self, checkpoint, ema)
+        module = load_part(self, checkpoint, ema)
         if not isinstance(module, DDPM):
             raise ValueError(
                 f"CheckpointNetwork: {checkpoint} holds a {type(module).__name__}, which removes no noise. Give the "
@@ -169,7 +171,7 @@ class CheckpointCodec(Recorded, nn.Module):
 
     def __init__(self, checkpoint: str, ema: bool | str | None = None) -> None:
         super().__init__()
-        self.loaded = _load_part(self, checkpoint, ema)
+        self.loaded = load_part(self, checkpoint, ema)
         if not isinstance(self.loaded, LatentCodec):
             raise ValueError(
                 f"CheckpointCodec: {checkpoint} holds a {type(self.loaded).__name__}, which has no latent_shape, "
@@ -177,7 +179,8 @@ class CheckpointCodec(Recorded, nn.Module):
             )
 
 
-def _load_part(part: nn.Module, checkpoint: str, ema: bool | str | None) -> GenerativeModule:
+def load_part(part: nn.Module, checkpoint: str, ema: bool | str | None) -> GenerativeModule:
+    """As :func:`load_module`, for ``part`` of another model, which the message of a missing file names."""
     try:
         return load_module(checkpoint, ema)
     except FileNotFoundError as error:
@@ -245,16 +248,20 @@ def _takes_text(cls: type, argument: str) -> bool:
     for base in cls.__mro__:
         init = base.__dict__.get("__init__")
         if init is not None and argument in inspect.signature(init).parameters:
-            try:
-                hint = get_type_hints(init).get(argument)
+            try:  # a dataclass inherits fields whose types only the modules of their own classes know
+                hint = get_type_hints(base if dataclasses.is_dataclass(base) else init).get(argument)
             except NameError:  # names that only type checkers import; a class that takes text is then refused it
                 hint = None
-            return (
-                hint is str
-                or get_origin(hint) is Literal
-                or any(option is str or get_origin(option) is Literal for option in get_args(hint))
-            )
+            return _is_text(hint)
     return False
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether values of this type may hold texts, which are then no classes' names."""
+    if hint is str or get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, Enum)):
+        return True
+    parts = get_args(hint)
+    return any(map(_is_text, parts[1:] if get_origin(hint) in (dict, Mapping) else parts))
 
 
 def _import(path: str) -> type:

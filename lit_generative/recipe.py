@@ -6,6 +6,8 @@ config; :class:`Recorded` keeps one for it, in the same form, and :func:`describ
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
 import inspect
 from collections.abc import Mapping
@@ -84,6 +86,18 @@ def are_of(hparams: Mapping[str, Any], cls: type) -> bool:
     return str(hparams.get("_class_path", cls.__name__)).rpartition(".")[2] == cls.__name__
 
 
+def _settings_of(value: Any) -> dict[str, Any] | None:
+    """Fields of a dataclass, as a config of PEFT is one, that differ from their defaults; None for other objects."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    settings = {}
+    for field in dataclasses.fields(value):
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        if field.init and (found := getattr(value, field.name)) != made:
+            settings[field.name] = sorted(found) if isinstance(found, set) else found
+    return settings
+
+
 def class_path(cls: type) -> str:
     """Where ``cls`` can be imported from: ``module.QualName``."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -93,8 +107,9 @@ def describe(value: Any) -> Any:
     """Turn a constructor argument into plain data that a config could hold.
 
     Args:
-        value: A number, string, None, list, tuple, dict, :class:`Recorded` object, class, ``functools.partial`` of a
-            class (an optimizer with its settings), or a module whose ``hparams`` name its ``_class_path``.
+        value: A number, string, None, enum, list, tuple, dict, :class:`Recorded` object, dataclass, class,
+            ``functools.partial`` of a class (an optimizer with its settings), or a module whose ``hparams`` name its
+            ``_class_path``.
 
     Returns:
         Numbers, strings, None, lists and dicts only.
@@ -102,6 +117,8 @@ def describe(value: Any) -> Any:
     Raises:
         TypeError: If ``value``, or something in it, cannot be written down.
     """
+    if isinstance(value, enum.Enum):
+        return value.value
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -114,6 +131,8 @@ def describe(value: Any) -> Any:
         return {"class_path": class_path(built), "init_args": describe(value.keywords)}
     recipe = _recipe_of(value)
     cls = type(value)
+    if recipe is None and (settings := _settings_of(value)) is not None:
+        return {"class_path": class_path(cls), "init_args": describe(settings)}
     if recipe is None and _needs_no_arguments(value):
         return {"class_path": class_path(cls)}
     if recipe is None:

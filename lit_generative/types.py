@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +30,69 @@ class SupportsSampling(Protocol):
 
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
         """Draw ``num`` samples: ``(N, C, H, W)`` in ``[-1, 1]``, or points ``(N, 2)``."""
+        ...
+
+
+class PromptOptions(NamedTuple):
+    """How to draw from prompts; None leaves it to the model."""
+
+    negative: str | None = None
+    """What pictures shall not show."""
+    guidance_scale: float | None = None
+    """How much more the prompt counts; 1 is no guidance."""
+    num_steps: int | None = None
+    """Steps of the sampler."""
+    max_new_tokens: int | None = None
+    """Length of a continuation."""
+    temperature: float | None = None
+    """Of the draws of tokens; 0 takes the most likely one."""
+
+
+MODELS_OWN = PromptOptions()
+
+@runtime_checkable
+class SupportsPrompts(Protocol):
+    """A module that draws from texts: pictures of them, or how they go on."""
+
+    prompt_options: tuple[str, ...]
+    """Which of :class:`PromptOptions` it has a use for."""
+
+    def sample_prompts(
+        self, prompts: Sequence[str], options: PromptOptions = MODELS_OWN, generator: Generators = None
+    ) -> Tensor | list[str]:
+        """One picture of each prompt, ``(N, C, H, W)`` in ``[-1, 1]``, or its continuation.
+
+        Args:
+            prompts: ``N`` texts.
+            options: How to draw.
+            generator: One for all, or one for each.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsExport(Protocol):
+    """A module that can be written in forms of other libraries."""
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """Names of the forms, as in ``("diffusers-lora", "merged")``."""
+        ...
+
+    def export(self, format: str, folder: Path) -> str:
+        """Write into an empty folder in one of the :attr:`export_formats`; tells how to load it, in Python."""
+        ...
+
+
+@runtime_checkable
+class SupportsExamples(Protocol):
+    """A module that may be shown images, and then draws from them alone: :meth:`SupportsSampling.sample` refuses."""
+
+    condition: Any
+    """What is made of an image, to be shown; None if nothing is."""
+
+    def samples_of(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> tuple[Tensor, Tensor]:
+        """What is shown of ``x``, ``(N, C, H, W)``, ``(N, C', H, W)``, and samples made of it, shaped like ``x``."""
         ...
 
 

@@ -1,10 +1,13 @@
+import enum
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from torch import nn
 
 from lit_generative.__main__ import main
 from lit_generative.callbacks.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ from lit_generative.loading import (
     TRUSTED,
     CheckpointCodec,
     CheckpointNetwork,
+    check_trust,
     checkpoint_record,
     load_ema,
     load_module,
@@ -290,7 +294,31 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 def test_only_packages_we_build_on_are_trusted():
-    assert TRUSTED == ("lit_generative", "torch", "lightning", "diffusers")
+    assert TRUSTED == ("lit_generative", "torch", "lightning", "diffusers", "peft")
+
+
+class Kind(enum.Enum):
+    ONE = "one"
+
+
+class Texts:
+    def __init__(self, names: list[str] | str | None, by_name: dict[str, str], parts: dict[str, nn.Module], kind: Kind):
+        """Takes texts in several forms."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "allowed", "refused"),
+    [
+        (Texts, {"names": ["a"], "by_name": {"a": "b"}, "kind": "one"}, {"parts": {"a": "b"}}),
+        (peft.LoraConfig, {"task_type": "CAUSAL_LM", "target_modules": ["to_q"], "bias": "none"}, {"eva_config": "a"}),
+    ],
+)
+def test_texts_are_allowed_where_texts_belong_also_in_lists_and_in_dataclasses(cls, allowed, refused):
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    trust = [path.partition(".")[0]]
+    check_trust("x.ckpt", {"_class_path": path, **allowed}, trust)
+    with pytest.raises(ValueError, match="which takes no text"):
+        check_trust("x.ckpt", {"_class_path": path, **refused}, trust)
 
 
 def test_the_record_of_a_checkpoint_says_which_weights_it_gives(tmp_path):

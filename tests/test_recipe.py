@@ -1,6 +1,7 @@
 import functools
 
 import jsonargparse
+import peft
 import pytest
 import torch
 from torch import nn
@@ -173,6 +174,16 @@ def test_a_description_builds_an_equal_object(built):
     again = parser.instantiate(parser.parse_object({"built": describe(built)})).built
     assert again == built
     assert describe(again) == describe(built)
+
+
+def test_a_config_of_peft_is_described_by_what_differs_from_its_defaults():
+    config = peft.LoraConfig(r=2, target_modules=["to_v", "to_q"], task_type=peft.TaskType.CAUSAL_LM)
+    described = describe(config)
+    assert described["class_path"] == "peft.tuners.lora.config.LoraConfig"
+    arguments = described["init_args"]
+    assert arguments.pop("peft_version")
+    assert arguments == {"r": 2, "target_modules": ["to_q", "to_v"], "task_type": "CAUSAL_LM", "peft_type": "LORA"}
+    assert peft.LoraConfig(**arguments) == config
 
 
 def test_a_class_path_can_be_imported():

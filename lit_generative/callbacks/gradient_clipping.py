@@ -17,7 +17,7 @@ from typing_extensions import override
 from lit_generative.callbacks.mixed_precision import unscale_gradients
 from lit_generative.training.checks import disjoint, find_modules, named_optimizers, unknown_name
 from lit_generative.training.clipping import Part, clip_norm_, clip_units_, clip_value_, local, total_norm
-from lit_generative.training.module import log_now
+from lit_generative.training.run import log_now
 
 Bound = float | dict[str, float] | None
 Clip = Callable[[Part, list[Tensor], Tensor], Tensor]

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_generative.tensor_ops import full_precision, to_float32
 from lit_generative.training.checks import find_modules, named_optimizers
-from lit_generative.training.module import log_now
+from lit_generative.training.run import log_now
 
 CHECK_EVERY = 10
 """Batches between two looks at the loss scale: each look makes the host wait for the GPU."""

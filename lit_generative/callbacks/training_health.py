@@ -25,7 +25,7 @@ from lit_generative.metrics.processes import num_processes
 from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.checks import named_optimizers
 from lit_generative.training.clipping import local, total_norm
-from lit_generative.training.module import log_now
+from lit_generative.training.run import log_now
 from lit_generative.types import SupportsSampling
 
 VANISHED = 1e-3

@@ -218,10 +218,19 @@ def unknown_name(who: str, what: str, name: str, known: Iterable[str]) -> ValueE
         name: What was asked for.
         known: What there is.
     """
-    names = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, names, n=5)
-    shown = near or sorted({known.partition(".")[0] for known in names})
-    return ValueError(f"{who}: {what} {name!r}. {'The nearest are' if near else 'It has'}: {', '.join(shown)}.")
+    return ValueError(f"{who}: {what} {name!r}. {near_names(name, known)}")
+
+
+def near_names(wanted: str, known: Iterable[str]) -> str:
+    """A sentence with the names most like ``wanted``: whole dotted names, or ends of them."""
+    by_end: dict[str, str] = {}
+    for name in known:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            by_end.setdefault(".".join(parts[i:]), name)
+    near = list(dict.fromkeys(by_end[end] for end in difflib.get_close_matches(wanted, list(by_end), n=5)))
+    shown = near or sorted({name.partition(".")[0] for name in by_end.values()})
+    return f"{'The nearest are' if near else 'It has'}: {', '.join(shown)}."
 
 
 def named_optimizers(optimizers: Iterable[Optimizer]) -> dict[str, Optimizer]:

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -20,13 +20,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lit_generative.recipe import are_of, class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
 from lit_generative.training.checks import check_class, check_data, check_labels, check_trainer, check_weights
+from lit_generative.training.freezing import hold_statistics
 from lit_generative.training.gradients import average_gradients
 from lit_generative.training.lr_schedules import PLATEAUS, show_score
+from lit_generative.training.parameter_groups import RateScale, build_optimizer
 from lit_generative.training.resume import (
     Configured,
     Options,
@@ -35,6 +37,7 @@ from lit_generative.training.resume import (
     resume_validation,
     validation_state,
 )
+from lit_generative.training.run import global_seed, log_now
 from lit_generative.training.schedule_timing import timed, timing_of
 
 OPTIONS_KEY = "optimization_options"
@@ -51,6 +54,8 @@ class GenerativeModule(L.LightningModule, ABC):
     """
 
     num_classes: int | None = None
+    rate_scales: Sequence[RateScale] = ()
+    """Factors on learning rates; a callback may set them before there are optimizers."""
     _options: Options | None = None
     _saved_options: Options | None = None
     _saved_validation: dict[str, Any] | None = None
@@ -89,7 +94,7 @@ class GenerativeModule(L.LightningModule, ABC):
         """One entry of ``configure_optimizers``: a named optimizer, and its schedule.
 
         Args:
-            name: Name of the parameter group, which ``LearningRateMonitor`` shows.
+            name: Name of the parameter group, which ``LearningRateMonitor`` shows; see :attr:`rate_scales` for more.
             parameters: What is optimized.
             optimizer: Builds the optimizer from a list of parameter groups.
             scheduler: Builds the schedule, stepped once an update or as ``Every`` says; None for a constant rate.
@@ -97,8 +102,7 @@ class GenerativeModule(L.LightningModule, ABC):
         Returns:
             Lightning's dictionary form.
         """
-        group = {"params": [p for p in parameters if p.requires_grad], "name": name}
-        entry: dict[str, Any] = {"optimizer": optimizer([group])}  # type: ignore[list-item]
+        entry: dict[str, Any] = {"optimizer": build_optimizer(self, name, parameters, optimizer, self.rate_scales)}
         if scheduler is not None:
             # LearningRateMonitor then looks at each update, where lr_scheduler_step() is called, and decides.
             schedule = timed(scheduler(entry["optimizer"]))
@@ -197,6 +201,12 @@ class GenerativeModule(L.LightningModule, ABC):
     # ---- hooks
 
     @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        hold_statistics(self)
+        return self
+
+    @override
     def setup(self, stage: str) -> None:
         check_data(self, getattr(self.trainer, "datamodule", None))
         # Said at each save under manual optimization; saving after the update is what resuming needs.
@@ -287,14 +297,3 @@ class GenerativeModule(L.LightningModule, ABC):
         if label is None:
             return random_labels(num, self.num_classes, generator, self.device)
         return label.to(self.device)
-
-
-def log_now(trainer: L.Trainer) -> bool:
-    """Whether the loggers write a row after this batch, which is one of every ``log_every_n_steps`` that stepped."""
-    n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return n > 0 and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % n == 0
-
-
-def global_seed() -> int:
-    """The run's seed, as ``seed_everything`` left it for every process; 0 if it was never called."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -4,12 +4,15 @@ import functools
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 
 from lit_generative.__main__ import main
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
 from lit_generative.diffusion.samplers import DDIMSampler
+from lit_generative.finetune.adapters import Adapted
 from lit_generative.loading import load_module
+from lit_generative.loading_parts import CheckpointPart
 from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.tensor_ops import sample_generators
 from tests import tiny
@@ -64,4 +67,65 @@ def test_another_family_is_refused(tmp_path, capsys):
     folder = tmp_path / "run"
     tiny.train(folder, tiny.vae(), tiny.digits(), callbacks=[Checkpoint(dirpath=str(folder))])
     assert main(["export", "--ckpt_path", str(folder), "--out", str(tmp_path / "out")]) == 1
-    assert "holds a VAE, not a diffusion model" in capsys.readouterr().err
+    assert "holds a VAE, not a model of that form. It has no such form." in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A checkpoint of a DDPM on points, and the run of a LoRA on it."""
+    folder = tmp_path_factory.mktemp("adapted")
+    base = tiny.point_ddpm(optimizer=functools.partial(torch.optim.Adam, lr=0.02))
+    tiny.train(folder, base, tiny.ring(), callbacks=[Checkpoint(dirpath=str(folder / "base"))])
+    network = Adapted(
+        CheckpointPart(str(folder / "base/last.ckpt"), part="network"), LoraConfig(r=2, target_modules="all-linear")
+    )
+    module = tiny.point_ddpm(network=network, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
+    tiny.train(folder, module, tiny.ring(), callbacks=[Checkpoint(dirpath=str(folder / "lora"))])
+    return folder
+
+
+def points(path, ema=None):
+    return load_module(path, ema).sample(4, generator=sample_generators(1, 4))
+
+
+def test_an_adapter_is_loaded_with_the_checkpoint_it_was_trained_on(adapted):
+    changed = points(adapted / "lora/last.ckpt")
+    assert (changed - points(adapted / "base/last.ckpt")).abs().max() > 0.01
+    assert (adapted / "lora/last.ckpt").stat().st_size < (adapted / "base/last.ckpt").stat().st_size * 2
+
+
+def test_the_adapter_alone_is_read_by_peft(adapted, tmp_path, capsys):
+    out = tmp_path / "peft"
+    command = ["export", "--ckpt_path", str(adapted / "lora/last.ckpt"), "--format", "peft", "--out", str(out)]
+    assert main([*command, "--license", "cc-by-4.0"]) == 0
+    assert "PeftModel.from_pretrained(network" in capsys.readouterr().out
+    module = load_module(adapted / "base/last.ckpt")
+    module.network = PeftModel.from_pretrained(module.network, str(out / "network"))
+    drawn = module.sample(4, generator=sample_generators(1, 4))
+    torch.testing.assert_close(drawn, points(adapted / "lora/last.ckpt"))
+    assert "license: cc-by-4.0" in (out / "README.md").read_text()
+
+
+def test_a_merged_checkpoint_needs_no_other(adapted, tmp_path):
+    out = tmp_path / "merged"
+    assert (
+        main(["export", "--ckpt_path", str(adapted / "lora/last.ckpt"), "--format", "merged", "--out", str(out)]) == 0
+    )
+    expected = points(adapted / "lora/last.ckpt")
+    torch.testing.assert_close(points(out / "merged.ckpt"), expected, rtol=1e-4, atol=1e-5)
+    keys = torch.load(out / "merged.ckpt", weights_only=True)["state_dict"].keys()
+    assert keys == load_module(adapted / "base/last.ckpt").state_dict().keys()
+
+
+def test_a_form_that_the_model_has_not_names_those_it_has(adapted, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    command = ["export", "--ckpt_path", str(adapted / "lora/last.ckpt"), "--format", "transformers", "--out", out]
+    assert main(command) == 1
+    assert "It can be written as peft, merged." in capsys.readouterr().err
+
+
+def test_a_label_is_for_pipelines_alone(adapted, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    command = ["export", "--ckpt_path", str(adapted / "lora/last.ckpt"), "--format", "peft", "--out", out]
+    assert main([*command, "--label", "1"]) == 1
+    assert "--label: is for pipelines" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from lit_generative.gan.module import GAN
 from lit_generative.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_generative.networks.mlp import MLPDiscriminator, MLPGenerator
 from lit_generative.tensor_ops import derive_seed, sample_generators
-from lit_generative.training.module import global_seed
+from lit_generative.training.run import global_seed
 
 
 class RememberingHinge(Hinge):

@@ -18,7 +18,8 @@ from lit_generative.tensor_ops import sample_generators
 from lit_generative.training.checkpoint_io import load_checkpoint
 from lit_generative.training.csv_logger import CSVLogger
 from lit_generative.training.lr_schedules import WarmupLinear, WarmupPlateau
-from lit_generative.training.module import GenerativeModule, global_seed
+from lit_generative.training.module import GenerativeModule
+from lit_generative.training.run import global_seed
 from lit_generative.types import (
     DescribesData,
     SupportsAveraging,

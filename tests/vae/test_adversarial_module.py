@@ -26,7 +26,7 @@ from lit_generative.networks.patch_discriminator import PatchDiscriminator
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
 from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
-from lit_generative.training.module import global_seed
+from lit_generative.training.run import global_seed
 from lit_generative.types import (
     LatentCodec,
     SupportsAveraging,

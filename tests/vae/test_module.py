@@ -13,7 +13,7 @@ from lit_generative.networks.conv_vae import ConvDecoder, ConvEncoder
 from lit_generative.networks.mlp import MLPDecoder, MLPEncoder
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
-from lit_generative.training.module import global_seed
+from lit_generative.training.run import global_seed
 from lit_generative.vae.flows import InverseAutoregressiveFlow
 from lit_generative.vae.likelihoods import Bernoulli, Gaussian
 from lit_generative.vae.module import VAE

@@ -15,7 +15,7 @@ from lit_generative.networks.code_prior import PixelCNNPrior
 from lit_generative.networks.conv_vq import ConvFeatureDecoder, ConvFeatureEncoder
 from lit_generative.networks.quantizer import VectorQuantizer
 from lit_generative.tensor_ops import derive_seed, sample_generators
-from lit_generative.training.module import global_seed
+from lit_generative.training.run import global_seed
 from lit_generative.types import SupportsAveraging, SupportsReconstruction, SupportsSampling
 from lit_generative.vae.likelihoods import Bernoulli, Gaussian, Likelihood
 from lit_generative.vae.vq_module import VQVAE
