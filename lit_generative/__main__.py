@@ -22,6 +22,7 @@ OWN_COMMANDS = {
     "sample": "draw from a checkpoint alone",
     "ema": "choose the length of the weights' average after training",
     "export": "write a checkpoint in the form of another library",
+    "convert": "make a checkpoint from a file of another library",
     "evaluate": "score images or a checkpoint against reference images",
 }
 """Each is a module of that name in ``cli``, with ``add_arguments(parser)`` and ``run(options)``, which gives the files

@@ -19,16 +19,20 @@ class Digits(ImageDataModule):
     Args:
         test_fraction: Part of all images to test on, in ``[0, 1)``; there is no official split. ``val_fraction`` is
             taken from the rest.
+        digit: Leave all others out: some 180 images, to train on from a model of all digits, say. None for all.
         kwargs: Arguments of :class:`~lit_generative.data.image_data.ImageDataModule`.
 
     Raises:
-        ValueError: If ``test_fraction`` is not in ``[0, 1)``.
+        ValueError: If ``test_fraction`` is not in ``[0, 1)``, or there is no such digit.
     """
 
-    def __init__(self, test_fraction: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, test_fraction: float = 0.1, digit: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_fraction(self._name, "test_fraction", test_fraction)
+        if digit is not None and digit not in range(10):
+            raise ValueError(f"{self._name}: digit must be one of 0..9, got {digit}.")
         self.test_fraction = test_fraction
+        self.digit = digit
 
     @property
     @override
@@ -42,7 +46,10 @@ class Digits(ImageDataModule):
 
     @override
     def load_splits(self) -> Splits:
-        return self.split_images(*development_and_test(self.test_fraction, self.split_seed))
+        rest, test = development_and_test(self.test_fraction, self.split_seed)
+        if self.digit is not None:
+            rest, test = (part.take((part.labels == self.digit).nonzero().flatten()) for part in (rest, test))
+        return self.split_images(rest, test)
 
 
 def development_and_test(test_fraction: float, split_seed: int) -> tuple[LabelledImages, LabelledImages]:

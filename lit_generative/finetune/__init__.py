@@ -1,1 +1,1 @@
-"""Fine-tuning of pretrained generators, through PEFT and diffusers; needs the extra ``finetune``."""
+"""Fine-tuning of pretrained generators; what goes through PEFT and transformers needs the extra ``finetune``."""

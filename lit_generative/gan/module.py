@@ -19,6 +19,7 @@ from lit_generative.gan.constraints import Constraint
 from lit_generative.gan.losses import AdversarialLoss
 from lit_generative.gan.penalties import Penalty
 from lit_generative.gan.unrolling import Unrolling, Weights
+from lit_generative.recipe import Recorded, describe
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
 from lit_generative.training.checks import labels_of
 from lit_generative.training.module import GenerativeModule
@@ -106,17 +107,19 @@ class GAN(GenerativeModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        return [
-            self.optimizer_for(
-                "generator", self.generator.parameters(), self.generator_optimizer, self.generator_scheduler
-            ),
-            self.optimizer_for(
-                "discriminator",
-                self.discriminator.parameters(),
-                self.discriminator_optimizer,
-                self.discriminator_scheduler,
-            ),
-        ]
+        parts = (
+            ("generator", self.generator, self.generator_optimizer, self.generator_scheduler),
+            ("discriminator", self.discriminator, self.discriminator_optimizer, self.discriminator_scheduler),
+        )
+        return [self.optimizer_for(name, net.parameters(), built, rate) for name, net, built, rate in parts]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        parts = {name: describe(network) for name, network in networks.items() if isinstance(network, Recorded)}
+        # So that the checkpoint needs no other file: a network may have been built from one.
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **parts}
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:

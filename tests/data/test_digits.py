@@ -34,3 +34,20 @@ def test_digits_describe_themselves():
 def test_a_test_fraction_of_one_is_refused():
     with pytest.raises(ValueError, match="Digits: test_fraction must be at least 0 and below 1, got 1"):
         Digits(test_fraction=1)
+
+
+def test_one_digit_alone_can_be_asked_for():
+    data = Digits(digit=3, batch_size=8)
+    data.setup("fit")
+    data.setup("test")
+    everything = Digits(batch_size=8)
+    everything.setup("test")
+    assert 150 < sum(data.num_examples(split) for split in ("train", "val", "test")) < 200
+    assert set(next(iter(data.train_dataloader()))["label"].tolist()) == {3}
+    assert data.num_examples("test") < everything.num_examples("test")
+    assert data.num_classes == 10
+
+
+def test_a_digit_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"digit must be one of 0\.\.9, got 10"):
+        Digits(digit=10)
