@@ -1,9 +1,10 @@
-"""Trains small diffusion models on digits, and tabulates quality by target, schedule, weighting, sampler and steps.
+"""Trains small diffusion models, and tabulates quality by target, schedule, weighting, sampler and steps.
 
 Run: ``python benchmarks/diffusion_quality.py --out benchmarks/results``, one to two CPU hours; it writes
-``diffusion_quality.md`` and ``diffusion_steps.png`` there. Every model has the network and the optimizer of
-``configs/diffusion/ddpm_digits.yaml`` and sees as many images. A figure that is below ``--work`` already is not
-measured again.
+``diffusion_quality_digits.md`` and ``diffusion_steps_digits.png`` there. ``--data fashion`` does it on Fashion-MNIST,
+which is looked for in ``--fashion-dir``, where Debian's ``dataset-fashion-mnist`` puts it. Every model has the network
+and the optimizer of ``configs/diffusion/ddpm_<data>.yaml`` and sees as many images. A figure that is below ``--work``
+already is not measured again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from benchmarks.runs import ROOT, remembered
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
 from lit_generative.data.digits import Digits
+from lit_generative.data.image_data import ImageDataModule
+from lit_generative.data.mnist import FashionMNIST
 from lit_generative.diffusion.continuous import EDMSchedule, RectifiedFlow
 from lit_generative.diffusion.module import DDPM
 from lit_generative.diffusion.noise import MinibatchOT, NoiseSource
@@ -45,8 +48,9 @@ from lit_generative.diffusion.weightings import EDMWeighting, MinSNR, TruncatedS
 from lit_generative.loading import load_module
 from lit_generative.metrics.evaluation import collect_features
 from lit_generative.metrics.feature_set import FeatureSet
+from lit_generative.metrics.features import FeatureExtractor
 from lit_generative.metrics.frechet import Frechet, frechet_distance
-from lit_generative.metrics.small_nets import DigitsFeatures
+from lit_generative.metrics.small_nets import DigitsFeatures, FashionFeatures
 from lit_generative.metrics.sources import DataModuleImages, ImageSource, ModelSamples
 from lit_generative.recipe import describe
 from lit_generative.training.checkpoint_io import SafeCheckpointIO
@@ -97,9 +101,24 @@ WALKED = {
 Make = Callable[[int], Sampler]
 
 
-def build(model: Model, steps: int) -> DDPM:
+class Data(NamedTuple):
+    """Images, and the features that they are compared in."""
+
+    name: str
+    module: Callable[[], ImageDataModule]
+    extractor: Callable[[], FeatureExtractor]
+
+
+def choose_data(name: str, fashion_dir: str) -> Data:
+    """``digits`` or ``fashion``, as the configs have them."""
+    if name == "digits":
+        return Data(name, lambda: Digits(image_size=16, resize="stretch", batch_size=64), DigitsFeatures)
+    return Data(name, lambda: FashionMNIST(data_dir=fashion_dir, image_size=32, batch_size=64), FashionFeatures)
+
+
+def build(model: Model, steps: int, data: str = "digits") -> DDPM:
     """The model with the config's network and optimizer."""
-    arguments = yaml.safe_load((ROOT / "configs/diffusion/ddpm_digits.yaml").read_text())["model"]["init_args"]
+    arguments = yaml.safe_load((ROOT / f"configs/diffusion/ddpm_{data}.yaml").read_text())["model"]["init_args"]
     arguments["scheduler"]["init_args"]["total_steps"] = steps
     torch.manual_seed(0)
     config: DDPM = instantiate_module(DDPM, arguments)
@@ -117,14 +136,7 @@ def build(model: Model, steps: int) -> DDPM:
     )
 
 
-def digits() -> Digits:
-    """As the config has them."""
-    data = Digits(image_size=16, resize="stretch", batch_size=64)
-    data.setup("fit")
-    return data
-
-
-def train(model: Model, folder: Path, steps: int, seed: int) -> float:
+def train(model: Model, data: Data, folder: Path, steps: int, seed: int) -> float:
     """Train and save; returns the CPU seconds it took."""
     L.seed_everything(seed, verbose=False)
     trainer = L.Trainer(
@@ -140,13 +152,8 @@ def train(model: Model, folder: Path, steps: int, seed: int) -> float:
         limit_val_batches=0,
     )
     start = time.process_time()
-    trainer.fit(build(model, steps), digits())
+    trainer.fit(build(model, steps, data.name), data.module())
     return time.process_time() - start
-
-
-def features(source: ImageSource) -> FeatureSet:
-    """What the shipped digits net sees."""
-    return collect_features(source, DigitsFeatures(), [Frechet()], batch_size=100)
 
 
 class Bench:
@@ -161,10 +168,11 @@ class Bench:
     """
 
     def __init__(
-        self, work: Path, steps: int, samples: int, seeds: Sequence[int], models: Sequence[str] | None = None
+        self, data: Data, work: Path, steps: int, samples: int, seeds: Sequence[int], models: Sequence[str] | None
     ) -> None:
         self.models = [model for model in [*GRID, *OTHERS] if models is None or model.name in models]
-        self.work, self.steps, self.samples, self.seeds = work, steps, samples, list(seeds)
+        self.data, self.work = data, work if data.name == "digits" else work / data.name
+        self.steps, self.samples, self.seeds = steps, samples, list(seeds)
         self._real: FeatureSet | None = None
 
     def figure(self, model: Model, sampler: Sampler, label: str) -> list[dict[str, float]]:
@@ -181,19 +189,24 @@ class Bench:
 
     def _measure(self, model: Model, sampler: Sampler, folder: Path, seed: int) -> dict[str, float]:
         if not (folder / "last.ckpt").exists():
-            seconds = train(model, folder, self.steps, seed)
+            seconds = train(model, self.data, folder, self.steps, seed)
             (folder / "seconds.json").write_text(json.dumps(seconds))
         module: Any = load_module(folder / "last.ckpt")
         module.sampler = sampler
         if self._real is None:
-            self._real = features(DataModuleImages(digits(), "train"))
+            images = self.data.module()
+            images.setup("fit")
+            self._real = self._features(DataModuleImages(images, "train"))
         start = time.process_time()
-        fake = features(ModelSamples(module, self.samples))
+        fake = self._features(ModelSamples(module, self.samples))
         return {
             "distance": frechet_distance(self._real.moments, fake.moments),
             "seconds_an_image": (time.process_time() - start) / self.samples,
             "seconds_to_train": json.loads((folder / "seconds.json").read_text()),
         }
+
+    def _features(self, source: ImageSource) -> FeatureSet:
+        return collect_features(source, self.data.extractor(), [Frechet()], batch_size=100)
 
 
 def mean(found: list[dict[str, float]], name: str) -> float:
@@ -239,7 +252,7 @@ def draw(curves: dict[str, list[float]], num_steps: Sequence[int], path: Path) -
     for name, distances in curves.items():
         axes.loglog(num_steps, distances, marker="o", label=name)
     axes.set_xticks(num_steps, [str(n) for n in num_steps])
-    axes.set(xlabel="network calls", ylabel="Frechet distance, digits features")
+    axes.set(xlabel="network calls", ylabel="Frechet distance")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
@@ -254,27 +267,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid-calls", nargs="+", type=int, default=[10, 50])
     parser.add_argument("--models", nargs="+", choices=[model.name for model in [*GRID, *OTHERS]])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
+    parser.add_argument("--fashion-dir", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_quality"))
     parser.add_argument("--out", type=Path, help="folder to write table and plot to")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    bench = Bench(options.work, options.steps, options.samples, options.seeds, options.models)
+    data = choose_data(options.data, options.fashion_dir)
+    bench = Bench(data, options.work, options.steps, options.samples, options.seeds, options.models)
     grid = grid_table(bench, options.grid_calls)
     walks, curves = walk_table(bench, options.calls)
+    title = {"digits": "digits at 16 x 16", "fashion": "Fashion-MNIST at 32 x 32"}[data.name]
     head = (
-        "# Quality of diffusion models\n\n"
-        f"`python benchmarks/diffusion_quality.py`, seeds {', '.join(map(str, options.seeds))}, one thread, torch "
-        f"{torch.__version__.partition('+')[0]}. Digits at 16 x 16, all ten classes; network and optimizer of "
-        f"`ddpm_digits`, {options.steps:,} updates of 64 images in float32, averaged weights. Frechet distance of "
-        f"{options.samples:,} samples to the training images, in the features of the shipped digits net; a guess of "
-        "the image is clipped to [-1, 1] in all. Steps are spaced by `Trailing`, those of EDM's Heun by `Karras`. "
-        "Lower is better."
+        f"# Quality of diffusion models: {title}\n\n"
+        f"`python benchmarks/diffusion_quality.py --data {data.name}`, seeds {', '.join(map(str, options.seeds))}, one "
+        f"thread, torch {torch.__version__.partition('+')[0]}. All ten classes; network and optimizer of "
+        f"`ddpm_{data.name}`, {options.steps:,} updates of 64 images in float32, averaged weights. Frechet distance of "
+        f"{options.samples:,} samples to the training images, in the features of the shipped net for this data; a "
+        "guess of the image is clipped to [-1, 1] in all. Steps are spaced by `Trailing`, those of EDM's Heun by "
+        "`Karras`. Lower is better."
     )
     text = "\n\n".join([head, grid, walks]) + "\n"
     print(text)
     if options.out:
-        (options.out / "diffusion_quality.md").write_text(text)
-        draw(curves, options.calls, options.out / "diffusion_steps.png")
+        (options.out / f"diffusion_quality_{data.name}.md").write_text(text)
+        draw(curves, options.calls, options.out / f"diffusion_steps_{data.name}.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from benchmarks import callbacks, diffusion_quality, frechet_speed, mode_coverage, overhead, vae_likelihood
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.vae.module import VAE
+from tests.generated import write_mnist
 from tests.tiny import trainer, weights
 
 DIGITS = {setting.family: setting for setting in overhead.SETTINGS if setting.width is None}
@@ -154,11 +155,21 @@ def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, c
     options = ["--models", "flow", "--steps", "51", "--samples", "20", "--calls", "4", "6", "--grid-calls", "3"]
     options += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     diffusion_quality.main(options)
-    table = (tmp_path / "diffusion_quality.md").read_text()
+    table = (tmp_path / "diffusion_quality_digits.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| flow")]
     assert [row.split(" | ")[0] for row in rows] == ["| flow", "| flow: Euler", "| flow: Heun, half the steps"]
     assert all(float(number) > 0 for row in rows for number in re.findall(r"[\d.]+", row))
-    assert (tmp_path / "diffusion_steps.png").stat().st_size > 1000
+    assert (tmp_path / "diffusion_steps_digits.png").stat().st_size > 1000
     assert capsys.readouterr().out.count("'distance'") == 5
     diffusion_quality.main(options)
     assert "'distance'" not in capsys.readouterr().out
+
+
+def test_diffusion_quality_on_fashion_has_the_config_of_that_data(tmp_path):
+    write_mnist(tmp_path, num_train=80, num_test=20)
+    data = diffusion_quality.choose_data("fashion", str(tmp_path))
+    module = diffusion_quality.build(diffusion_quality.GRID[0], 60, data.name)
+    images = data.module()
+    images.setup("fit")
+    assert tuple(module.network.sample_shape) == images.sample_shape == (1, 32, 32)
+    assert type(data.extractor()).__name__ == "FashionFeatures"
