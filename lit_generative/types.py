@@ -50,6 +50,7 @@ class PromptOptions(NamedTuple):
 
 MODELS_OWN = PromptOptions()
 
+
 @runtime_checkable
 class SupportsPrompts(Protocol):
     """A module that draws from texts: pictures of them, or how they go on."""

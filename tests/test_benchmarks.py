@@ -12,7 +12,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from benchmarks import callbacks, diffusion_quality, frechet_speed, mode_coverage, overhead, vae_likelihood
+from benchmarks import callbacks, diffusion_quality, finetuning, frechet_speed, mode_coverage, overhead, vae_likelihood
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.vae.module import VAE
 from tests.generated import write_mnist
@@ -173,3 +173,19 @@ def test_diffusion_quality_on_fashion_has_the_config_of_that_data(tmp_path):
     images.setup("fit")
     assert tuple(module.network.sample_shape) == images.sample_shape == (1, 32, 32)
     assert type(data.extractor()).__name__ == "FashionFeatures"
+
+
+@pytest.mark.slow  # makes two bases and trains a few steps
+def test_finetuning_counts_what_is_trained_and_what_a_checkpoint_holds(tmp_path):
+    out = tmp_path / "finetuning.md"
+    methods = ["LoRA, rank 4", "textual inversion", "prompt tuning, 20"]
+    finetuning.main(["--steps", "4", "--rounds", "1", "--out", str(out), "--methods", *methods])
+    lines = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    found = {cells[0]: cells[1:] for cells in lines}
+    assert found["full U-Net"][3] == "859,520,964"
+    assert found["LoRA, rank 4"][3] == "797,184"  # rank x (in + out) of 4 projections in 32 attention layers
+    assert found["full"][3] == "6,738,415,616"
+    assert found["prompt tuning, 20"][3] == f"{20 * 4096:,}"
+    assert found["textual inversion"][0] == "32"
+    assert float(found["LoRA, rank 4"][1].split()[0]) < 1000  # kB, of a base of 4 MB
+    assert finetuning.size_of(10_314_251_568) == "10.3 GB"

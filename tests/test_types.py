@@ -1,6 +1,7 @@
 from lit_generative.types import (
     DescribesData,
     SupportsAveraging,
+    SupportsExamples,
     SupportsReconstruction,
     SupportsSampling,
     SupportsTrajectory,
@@ -16,9 +17,10 @@ def test_every_family_samples_and_names_what_to_average():
         assert set(module.sampling_modules) <= dict(module.named_children()).keys()
 
 
-def test_the_vaes_alone_reconstruct_and_the_ddpm_alone_has_a_trajectory():
+def test_the_vaes_alone_reconstruct_and_the_ddpm_alone_has_a_trajectory_and_may_draw_from_images():
     assert [isinstance(build(family), SupportsReconstruction) for family in FAMILIES] == [False, True, True, False]
-    assert [isinstance(build(family), SupportsTrajectory) for family in FAMILIES] == [False, False, False, True]
+    for protocol in (SupportsTrajectory, SupportsExamples):
+        assert [isinstance(build(family), protocol) for family in FAMILIES] == [False, False, False, True]
 
 
 def test_data_modules_describe_what_they_yield():

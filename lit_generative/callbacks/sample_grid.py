@@ -8,6 +8,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
@@ -16,7 +17,7 @@ from lit_generative.callbacks.ema import averaged_weights
 from lit_generative.callbacks.media import log_image
 from lit_generative.pictures import grid, save_png
 from lit_generative.tensor_ops import sample_generators
-from lit_generative.types import SupportsSampling
+from lit_generative.types import SupportsExamples, SupportsSampling
 
 
 class SampleGrid(L.Callback):
@@ -24,6 +25,9 @@ class SampleGrid(L.Callback):
 
     Noise and labels are the same each time, so that the pictures show the same samples getting better. Training's own
     random numbers are untouched; samples come from the averaged weights where there are any.
+
+    A model that draws from images, as in super-resolution, gets those of the first validation batch: each sample stands
+    between what the model was shown, above, and the image itself, below. Before any validation there is no grid.
 
     Args:
         every_n_steps: Updates between two grids; None counts none.
@@ -56,6 +60,8 @@ class SampleGrid(L.Callback):
         self.columns = columns
         self.seed = seed
         self._last_step = 0
+        self._images: Tensor | None = None
+        self._labels: Tensor | None = None
         self._folder = Path()
 
     @override
@@ -64,6 +70,14 @@ class SampleGrid(L.Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         if not isinstance(pl_module, SupportsSampling):
             raise TypeError(f"SampleGrid: {type(pl_module).__name__} has no sample() and num_classes to draw from.")
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0 and _draws_from_images(pl_module):
+            self._images = batch["image"][: self.num_samples]
+            self._labels = None if pl_module.num_classes is None else batch["label"][: self.num_samples]
 
     @override
     def on_train_batch_end(
@@ -84,18 +98,32 @@ class SampleGrid(L.Callback):
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == self._last_step:  # drawn already, or nothing trained yet
             return
+        if _draws_from_images(pl_module) and self._images is None:
+            rank_zero_warn(
+                f"SampleGrid: {type(pl_module).__name__} draws from images, and there was no validation yet to take "
+                "some from, so there is no grid. Let the trainer validate first: num_sanity_val_steps=1."
+            )
+            return
         self._last_step = trainer.global_step
         # Weights that are sharded over the processes draw with all of them at once.
         if not (trainer.is_global_zero or isinstance(trainer.strategy, ModelParallelStrategy)):
             return
-        sampler = cast(SupportsSampling, pl_module)  # setup() made sure of it
+        with isolate_rng(), averaged_weights(trainer), trainer.precision_plugin.forward_context():
+            samples = self._samples(pl_module)
+        if trainer.is_global_zero:
+            self._show(trainer, grid(samples, self.columns))
+
+    def _samples(self, module: Any) -> Tensor:
+        if self._images is not None:
+            x = self._images
+            shown, samples = module.samples_of(x, self._labels, sample_generators(self.seed, len(x)))
+            line = torch.full_like(x[:, :, :1], 64 / 127.5 - 1)  # as grid() draws them
+            return torch.cat([shown.expand_as(x), line, samples, line, x], dim=2)
+        sampler = cast(SupportsSampling, module)  # setup() made sure of it
         labels = None
         if sampler.num_classes is not None:
             labels = torch.arange(self.num_samples) % sampler.num_classes
-        with isolate_rng(), averaged_weights(trainer), trainer.precision_plugin.forward_context():
-            samples = sampler.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
-        if trainer.is_global_zero:
-            self._show(trainer, grid(samples, self.columns))
+        return sampler.sample(self.num_samples, labels, sample_generators(self.seed, self.num_samples))
 
     def _show(self, trainer: L.Trainer, picture: Tensor) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -109,3 +137,7 @@ class SampleGrid(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_step = state_dict["last_step"]
+
+
+def _draws_from_images(module: Any) -> bool:
+    return isinstance(module, SupportsExamples) and module.condition is not None

@@ -65,6 +65,14 @@ class LitGenCLI(LightningCLI):
             super()._parse_ckpt_path()
 
     @override
+    def before_instantiate_classes(self) -> None:
+        """Give data that needs a pretrained model, for its tokenizer say, the one that is fine-tuned."""
+        config = self.config[self.config.subcommand]
+        data, model = (config[name].get("init_args", {}) for name in ("data", "model"))
+        if "pretrained" in data and data["pretrained"] is None and "pretrained" in model:
+            data["pretrained"] = model["pretrained"]
+
+    @override
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()

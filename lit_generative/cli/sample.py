@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_generative.cli import prompts
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lit_generative.cli.inputs import Draw
     from lit_generative.training.module import GenerativeModule
+    from lit_generative.types import PromptOptions
 
 FORMATS = ("png", "grid", "npz", "gif")
 
@@ -19,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; must stay free of torch, so that ``--help`` is quick."""
     add = parser.add_argument
     add("--ckpt_path", required=True, help="a checkpoint, or the folder of a run, as in runs/ddpm_digits")
-    add("--num", type=positive, default=64, help="how many samples (default: 64)")
+    add("--num", type=positive, help="how many samples (default: 64, or one of each prompt)")
     add("--seed", type=int, default=0, help="same seed, same samples, whatever the batch size (default: 0)")
     add("--out", default="samples", help="folder to write to (default: samples)")
     add(
@@ -32,10 +36,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--label", type=int, nargs="+", help="class of the samples; several are taken in turn (default: at random)")
     add("--columns", type=positive, help="samples in a row of the grid (default: a square)")
+    add_inputs_arguments(parser)
+    prompts.add_arguments(parser)
     add_weights_arguments(parser)
     add("--batch_size", type=positive, default=64, help="samples drawn at once (default: 64)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
     add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
+
+
+def add_inputs_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the images to draw from."""
+    add = parser.add_argument
+    inputs = parser.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--inpaint",
+        metavar="IMAGES",
+        help="fill holes (diffusion): an image of the model's size, or a folder of such; several are taken in turn",
+    )
+    inputs.add_argument(
+        "--low_res",
+        metavar="IMAGES",
+        help="enlarge (diffusion trained for super-resolution): a small image, or a folder of such; several are taken "
+        "in turn",
+    )
+    add(
+        "--mask",
+        help="of --inpaint: white pixels are kept, black or transparent ones filled; one image for all, or a folder "
+        "with one of the same name for each",
+    )
+    add("--num_resamples", type=positive, default=10, help="of --inpaint: visits to a noise level (default: 10)")
+    add("--jump_length", type=positive, default=1, help="of --inpaint: levels between two visits (default: 1)")
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +102,17 @@ def run(args: argparse.Namespace) -> list[Path]:
         ValueError: If the checkpoint or an option does not fit.
         FileNotFoundError: If there is no such checkpoint.
     """
+    _check_inputs(args)
+    from lit_generative.cli.inputs import drawing
     from lit_generative.loading import load_module
 
     ema = chosen_weights(args)
     module = load_module(args.ckpt_path, ema=ema, device=args.device, trust=args.trust)
-    labels = _labels(args, module)
+    if args.num is None:
+        args.num = len(args.prompt) if args.prompt else 64
+    if (options := prompts.check(args, module)) is not None:
+        return _draw_prompts(module, args, options)
+    labels, draw = _labels(args, module), drawing(args, module)
     out = Path(args.out)
     written = []
     formats = list(dict.fromkeys(args.format))
@@ -86,18 +122,39 @@ def run(args: argparse.Namespace) -> list[Path]:
     if formats:
         import torch
 
-        samples = torch.cat(list(_batches(module, labels, args)))
+        samples = torch.cat(list(_batches(draw, labels, args)))
         written += [_WRITERS[name](samples, out, args.columns) for name in formats]
     return written
 
 
-def _batches(module: GenerativeModule, labels: Tensor | None, args: argparse.Namespace) -> Iterator[Tensor]:
+def _draw_prompts(module: GenerativeModule, args: argparse.Namespace, options: PromptOptions) -> list[Path]:
+    import torch
+
+    drawn = list(prompts.draw(module, args, options))
+    if isinstance(drawn[0], list):
+        return [prompts.write_texts([text for part in drawn for text in part], args)]
+    samples = torch.cat([part.cpu() for part in drawn])  # type: ignore[union-attr]
+    return [_WRITERS[name](samples, Path(args.out), args.columns) for name in dict.fromkeys(args.format)]
+
+
+def _check_inputs(args: argparse.Namespace) -> None:
+    if args.inpaint is not None and args.mask is None:
+        raise ValueError("--mask is missing: name an image that is white where --inpaint keeps pixels, and else black.")
+    if args.mask is not None and args.inpaint is None:
+        raise ValueError("--mask: there is nothing to fill. Name the images with --inpaint.")
+    if args.prompt and (args.label or args.inpaint is not None or args.low_res is not None):
+        raise ValueError("--prompt: --label, --inpaint and --low_res are of other models. Leave them out.")
+    if "gif" in args.format and (args.prompt or args.inpaint is not None or args.low_res is not None):
+        raise ValueError("--format gif: shows the way of samples from noise alone. Take png, grid or npz.")
+
+
+def _batches(draw: Draw, labels: Tensor | None, args: argparse.Namespace) -> Iterator[Tensor]:
     from lit_generative.tensor_ops import sample_generators
 
     for start in range(0, args.num, args.batch_size):
         num = min(args.batch_size, args.num - start)
         part = None if labels is None else labels[start : start + num]
-        yield module.sample(num, part, sample_generators(args.seed, num, start)).cpu()
+        yield draw(range(start, start + num), part, sample_generators(args.seed, num, start)).cpu()
 
 
 def _labels(args: argparse.Namespace, module: GenerativeModule) -> Tensor | None:

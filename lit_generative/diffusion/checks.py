@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lit_generative.diffusion.conditions import Condition
+from lit_generative.diffusion.conditions import Condition, SuperResolution
 from lit_generative.diffusion.guidance import Guidance
 from lit_generative.diffusion.latents import Latents
-from lit_generative.diffusion.objectives import DenoisingObjective
+from lit_generative.diffusion.objectives import DenoisingObjective, Hybrid, VariationalBoundObjective
+from lit_generative.diffusion.schedules import DiscreteSchedule, NoiseSchedule
 
 
 def check_model(module: Any) -> None:
@@ -21,9 +22,11 @@ def check_model(module: Any) -> None:
     network, guidance = module.network, module.sampler.guidance
     module.parameterization.check(module.schedule)
     module.sampler.levels(module.schedule)
+    module.times.check(module.schedule)
     check_shapes(network, module.latents, module.clip_samples)
     check_guidance(guidance, module.label_dropout, module.num_classes)
     check_variance(network, module.objective)
+    check_bound(module.objective, module.schedule)
     check_conditions(network, module.self_conditioning, module.condition)
     if guidance is not None:
         guidance.check(network, module.schedule, module.parameterization)
@@ -81,6 +84,19 @@ def check_variance(network: nn.Module, objective: DenoisingObjective) -> None:
         )
 
 
+def check_bound(objective: DenoisingObjective, schedule: NoiseSchedule) -> None:
+    """A bound is a sum over numbered steps.
+
+    Raises:
+        ValueError: If the schedule has none.
+    """
+    if isinstance(objective, Hybrid | VariationalBoundObjective) and not isinstance(schedule, DiscreteSchedule):
+        raise ValueError(
+            f"L_vlb: the bound is a sum over numbered steps, and {type(schedule).__name__} has none. Take a discrete "
+            "schedule, or the objective Simple."
+        )
+
+
 def check_conditions(network: nn.Module, self_conditioning: bool, condition: Condition | None) -> None:
     """What is shown beside ``x_t`` needs input channels.
 
@@ -94,3 +110,42 @@ def check_conditions(network: nn.Module, self_conditioning: bool, condition: Con
             "DDPM: self_conditioning and condition show the network images beside x_t, so it needs extra_channels for "
             f"them, and only then. It has {extra}."
         )
+
+
+def check_shown(condition: Condition | None, shown: Tensor | None) -> None:
+    """A model with a condition draws no sample without what it is shown, ``(N, C', H, W)``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if condition is not None and shown is None:
+        raise ValueError(
+            f"DDPM: samples of this model need images, of which it makes its {type(condition).__name__}. Give it some "
+            "with samples_of() or, if they are small ones, with super_resolve()."
+        )
+
+
+def check_inpainting(latents: Latents | None, condition: Condition | None) -> None:
+    """Holes are filled by a model of pixels that is shown the noisy image alone.
+
+    Raises:
+        ValueError: If it works on latents, or has a condition.
+    """
+    if latents is not None:
+        raise ValueError("DDPM: inpaint needs a model of pixels: a known pixel is no known latent.")
+    if condition is not None:
+        raise ValueError(
+            f"DDPM: inpaint needs a model without condition: no {type(condition).__name__} can be made of an image "
+            "with holes."
+        )
+
+
+def super_resolution_of(condition: Condition | None) -> SuperResolution:
+    """The condition, if it shows small images.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not isinstance(condition, SuperResolution):
+        raise ValueError("DDPM: super_resolve needs a model that was trained with the condition SuperResolution.")
+    return condition

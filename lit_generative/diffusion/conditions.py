@@ -58,6 +58,24 @@ class SuperResolution(Condition):
             )
         return F.avg_pool2d(x0, self.scale)
 
+    def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """``(C, h, w)`` of the small version of an image ``(C, H, W)``."""
+        channels, height, width = shape
+        return channels, height // self.scale, width // self.scale
+
+    def check_small(self, low: Tensor, shape: tuple[int, ...]) -> None:
+        """Refuse small images ``(N, C, h, w)`` that do not enlarge to ``(N, *shape)``.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        small = self.small_shape(shape)
+        if tuple(low.shape[1:]) != small:
+            raise ValueError(
+                f"SuperResolution: needs small images of shape (N, {', '.join(map(str, small))}), got "
+                f"{tuple(low.shape)}. Bring them to that size."
+            )
+
     def enlarge(self, low: Tensor) -> Tensor:
         """The condition that a small image is: ``(N, C, h, w)`` in ``[-1, 1]`` to ``(N, C, h * scale, w * scale)``."""
         # torch's other bicubic kernel, without antialias, bends ramps.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_generative.diffusion.checks import check_model
-from lit_generative.diffusion.conditions import Condition, SuperResolution
+from lit_generative.diffusion.checks import check_inpainting, check_model, check_shown, super_resolution_of
+from lit_generative.diffusion.conditions import Condition
 from lit_generative.diffusion.denoiser import Denoiser
 from lit_generative.diffusion.inpainting import inpaint
 from lit_generative.diffusion.latents import Latents
@@ -221,6 +222,7 @@ class DDPM(GenerativeModule):
         label: Tensor | None = None,
         generator: Generators = None,
         num_resamples: int = 10,
+        jump_length: int = 1,
     ) -> Tensor:
         """Fill holes in images by :func:`lit_generative.diffusion.inpainting.inpaint`; the rest as in :meth:`sample`.
 
@@ -229,32 +231,42 @@ class DDPM(GenerativeModule):
             mask: True where ``x`` is known, ``(N, 1, H, W)`` or ``(N, C, H, W)`` bool.
             label: Classes, ``(N,)``.
             generator: Source of all noise.
-            num_resamples: How often each level is reached.
+            num_resamples: How often each level is reached that the walk goes up from; 1 never goes up.
+            jump_length: How many levels it goes up.
 
         Returns:
             ``(N, C, H, W)``, float32, equal to ``x`` where that is known.
 
         Raises:
-            ValueError: If the model works on latents, whose pixels are not those of the image.
+            ValueError: If the model works on latents, or is shown images beside the noisy one.
         """
-        if self.latents is not None:
-            raise ValueError("DDPM: inpaint needs a model of pixels: a known pixel is no known latent.")
+        check_inpainting(self.latents, self.condition)
         x, mask = x.to(self.device), mask.to(self.device)
         denoise = self.denoiser(self.labels_for(len(x), label, generator))
         noise = functools.partial(randn, x.shape, generator, self.device)
         with evaluating(self.network), torch.no_grad():
-            *_, (filled, _) = inpaint(denoise, self.sampler, x, mask, noise, num_resamples)
-        return filled
+            return self._last(inpaint(denoise, self.sampler, x, mask, noise, num_resamples, jump_length))
 
     def super_resolve(self, low: Tensor, label: Tensor | None = None, generator: Generators = None) -> Tensor:
         """Enlarge images ``(N, C, h, w)`` in ``[-1, 1]`` to ``(N, C, H, W)``; the rest as in :meth:`sample`.
 
         Raises:
-            ValueError: If the model was not trained for it.
+            ValueError: If the model was not trained for it, or for images of another size.
         """
-        if not isinstance(self.condition, SuperResolution):
-            raise ValueError("DDPM: super_resolve needs a model that was trained with the condition SuperResolution.")
-        return self._last(self._walk(len(low), label, generator, self.condition.enlarge(low.to(self.device))))
+        condition = super_resolution_of(self.condition)
+        condition.check_small(low, self.network.sample_shape)  # type: ignore[arg-type]
+        return self._last(self._walk(len(low), label, generator, condition.enlarge(low.to(self.device))))
+
+    def samples_of(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> tuple[Tensor, Tensor]:
+        """What the model is shown of images ``(N, C, H, W)``, and samples made of that; the rest as in :meth:`sample`.
+
+        Raises:
+            ValueError: If it has no condition.
+        """
+        if self.condition is None:
+            raise ValueError("DDPM: samples_of needs a model with a condition. Call sample().")
+        shown = self.condition.of(x.to(self.device))
+        return shown, self._last(self._walk(len(x), label, generator, shown))
 
     def denoiser(self, y: Tensor | None = None, condition: Tensor | None = None) -> Denoiser:
         """The network as a sampler sees it.
@@ -263,30 +275,17 @@ class DDPM(GenerativeModule):
             y: Labels, ``(N,)``, if there are classes.
             condition: What the network sees beside ``x_t``, ``(N, C', H, W)``.
         """
-        return Denoiser(
-            self.network,
-            self.schedule,
-            self.parameterization,
-            y,
-            self.clip_samples,
-            self.sampler.guidance,
-            condition,
-            self.self_conditioning,
-        )
+        model = (self.network, self.schedule, self.parameterization)
+        return Denoiser(*model, y, self.clip_samples, self.sampler.guidance, condition, self.self_conditioning)
 
     def _last(self, walk: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        x = torch.empty(0)
-        for x, _ in walk:  # noqa: B007  the last one is the sample
-            pass
+        x, _ = deque(walk, maxlen=1).pop()  # no other step is kept
         return x if self.latents is None else self.latents.decode(x)
 
     def _walk(
         self, num: int, label: Tensor | None, generator: Generators, condition: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.condition is not None and condition is None:
-            raise ValueError(
-                f"DDPM: samples of this model need images, of which it makes its {type(self.condition).__name__}."
-            )
+        check_shown(self.condition, condition)
         shape = (num, *self.network.sample_shape)  # type: ignore[misc]
         x_t = self.schedule.initial_scale * randn(shape, generator, self.device)
         denoise = self.denoiser(self.labels_for(num, label, generator), condition)

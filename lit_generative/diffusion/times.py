@@ -16,6 +16,13 @@ from lit_generative.recipe import Recorded
 class TimeSampling(Recorded, nn.Module, ABC):
     """A distribution of times."""
 
+    def check(self, schedule: NoiseSchedule) -> None:
+        """Refuse a schedule without the times to be drawn; every schedule is fine by default.
+
+        Raises:
+            ValueError: If it has not.
+        """
+
     @abstractmethod
     def draw(self, num: int, schedule: NoiseSchedule, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
         """Draw times.
@@ -56,8 +63,7 @@ class LossSecondMoment(TimeSampling):
         counts: Losses seen at each time, ``(num_timesteps,)`` int64.
 
     Raises:
-        ValueError: If ``history`` or ``num_timesteps`` is below 1, or ``uniform_share`` outside ``[0, 1]``; for a
-            schedule of another number of levels, or without numbered steps.
+        ValueError: If ``history`` or ``num_timesteps`` is below 1, or ``uniform_share`` outside ``[0, 1]``.
     """
 
     losses: Tensor
@@ -85,8 +91,7 @@ class LossSecondMoment(TimeSampling):
         return torch.where(ready, learned, 1 / num)
 
     @override
-    @torch.no_grad()
-    def draw(self, num: int, schedule: NoiseSchedule, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    def check(self, schedule: NoiseSchedule) -> None:
         if not isinstance(schedule, DiscreteSchedule):
             raise ValueError(
                 f"LossSecondMoment: keeps losses of numbered steps, and {type(schedule).__name__} has none. Take "
@@ -97,6 +102,11 @@ class LossSecondMoment(TimeSampling):
                 f"LossSecondMoment: keeps losses of {len(self.counts)} noise levels, but the schedule has "
                 f"{schedule.num_timesteps}. Set its num_timesteps to that."
             )
+
+    @override
+    @torch.no_grad()
+    def draw(self, num: int, schedule: NoiseSchedule, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        self.check(schedule)
         probabilities = self.probabilities()
         t = torch.multinomial(probabilities, num, replacement=True)
         return t.to(device), (1 / (len(self.counts) * probabilities[t])).to(device)

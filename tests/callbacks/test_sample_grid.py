@@ -9,12 +9,15 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
 from lit_generative.callbacks.sample_grid import SampleGrid
+from lit_generative.diffusion.conditions import SuperResolution
+from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.pictures import grid
-from lit_generative.tensor_ops import sample_generators
+from lit_generative.tensor_ops import from_uint8, sample_generators
 from tests import tiny
 
 
@@ -192,6 +195,81 @@ def test_half_precision_can_be_drawn(tmp_path):
 def test_a_fast_dev_run_writes_no_file(tmp_path):
     tiny.train(tmp_path, tiny.vae(), tiny.digits(), fast_dev_run=2, callbacks=[SampleGrid(1, num_samples=4)])
     assert not list(tmp_path.rglob("*.png"))
+
+
+# models that draw from images
+
+
+def enlarging(**options):
+    network = DiffusersUNet(8, 1, widths=(8,), layers_per_block=1, attention_levels=(), extra_channels=1, **options)
+    return tiny.ddpm(network=network, condition=SuperResolution(2))
+
+
+VALIDATING = {"max_steps": 2, "limit_val_batches": 2, "num_sanity_val_steps": 2}
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_a_model_of_small_images_is_drawn_between_them_and_the_first_of_the_validation(tmp_path, num_classes):
+    module, data = enlarging(num_classes=num_classes), tiny.digits(eval_batch_size=6)
+    tiny.train(tmp_path, module, data, callbacks=[SampleGrid(1, num_samples=5, columns=3, seed=3)], **VALIDATING)
+    assert sorted(os.listdir(tmp_path / "samples")) == ["step_0000001.png", "step_0000002.png"]
+    batch = next(iter(data.val_dataloader()))
+    x, y = from_uint8(batch["image"][:5]), None if num_classes is None else batch["label"][:5]
+    shown, samples = module.samples_of(x, y, sample_generators(3, 5))
+    line = torch.full((5, 1, 1, 8), 64 / 127.5 - 1)  # of the colour between the samples of a grid
+    expected = grid(torch.cat([shown, line, samples, line, x], dim=2), columns=3).numpy()
+    np.testing.assert_array_equal(_pixels(tmp_path / "samples" / "step_0000002.png"), expected)
+
+
+def test_a_grid_holds_no_more_samples_than_a_batch_of_validation_has_images(tmp_path):
+    callback = SampleGrid(num_samples=50, columns=4)
+    tiny.train(tmp_path, enlarging(), tiny.digits(eval_batch_size=4), callbacks=[callback], **VALIDATING)
+    width, height = Image.open(tmp_path / "samples" / "step_0000002.png").size
+    assert (width, height) == (37 * 14, 28 * 14)  # one row: four images of 8 x 26 pixels, enlarged
+
+
+def test_drawing_from_images_does_not_change_training_by_one_bit(tmp_path):
+    trained = []
+    for callbacks in ([], [SampleGrid(1, num_samples=4)]):
+        module = enlarging()
+        tiny.train(tmp_path, module, tiny.digits(), callbacks=callbacks, **VALIDATING)
+        trained.append((tiny.weights(module), torch.get_rng_state()))
+    tiny.assert_same(trained[1], trained[0])
+
+
+def test_a_model_of_the_same_family_that_is_shown_nothing_is_drawn_from_noise(tmp_path):
+    module = tiny.ddpm()
+    tiny.train(tmp_path, module, tiny.digits(), callbacks=[SampleGrid(num_samples=4)], **VALIDATING)
+    np.testing.assert_array_equal(_pixels(tmp_path / "samples" / "step_0000002.png"), _drawn(module))
+
+
+class Colouring(Labels):
+    """Draws colours for a grey image, which it is shown."""
+
+    num_classes = None
+    condition = "the first channel"
+
+    def samples_of(self, x, label=None, generator=None):
+        return x[:, :1], x.flip(1)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_a_grey_image_may_be_all_that_a_model_is_shown(tmp_path):
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = DataLoader([{"image": x}], batch_size=None)
+    options = {"max_steps": 1, "num_sanity_val_steps": 1, "callbacks": [SampleGrid(num_samples=2, columns=2)]}
+    tiny.trainer(tmp_path, **options).fit(Colouring(), data, data)
+    line = torch.full((2, 3, 1, 5), 64 / 127.5 - 1)
+    expected = grid(torch.cat([x[:, :1].expand_as(x), line, x.flip(1), line, x], dim=2), columns=2).numpy()
+    np.testing.assert_array_equal(_pixels(tmp_path / "samples" / "step_0000001.png"), expected)
+
+
+def test_before_any_validation_there_is_no_grid_but_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="SampleGrid: DDPM draws from images, and there was no validation yet"):
+        tiny.train(tmp_path, enlarging(), tiny.digits(), callbacks=[SampleGrid(1, num_samples=4)])
+    assert not (tmp_path / "samples").exists()
 
 
 # loggers

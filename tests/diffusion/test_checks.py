@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from lit_generative.diffusion.conditions import SuperResolution
-from lit_generative.diffusion.continuous import RectifiedFlow
+from lit_generative.diffusion.continuous import CosineLogSNR, RectifiedFlow
 from lit_generative.diffusion.guidance import ClassifierFree
-from lit_generative.diffusion.objectives import Hybrid, Simple
+from lit_generative.diffusion.objectives import Hybrid, Simple, VariationalBoundObjective
 from lit_generative.diffusion.parameterizations import Epsilon, FlowVelocity, Velocity
 from lit_generative.diffusion.samplers import DDIMSampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
+from lit_generative.diffusion.times import LossSecondMoment
 from lit_generative.networks.mlp import MLPDenoiser
 from tests.tiny import point_ddpm
 
@@ -61,6 +62,27 @@ def test_objective_and_network_agree_on_the_variance():
     with pytest.raises(ValueError, match="Simple learns no variance, so the network must give C channels, not 2C"):
         point_ddpm(network=network(learned_variance=True))
     point_ddpm(network=network(learned_variance=True), objective=Hybrid())
+
+
+@pytest.mark.parametrize("objective_class", [Hybrid, VariationalBoundObjective])
+def test_a_bound_is_refused_where_no_steps_are_numbered(objective_class):
+    options = {
+        "network": network(learned_variance=True),
+        "objective": objective_class(),
+        "parameterization": Velocity(),
+    }
+    with pytest.raises(ValueError, match="L_vlb: the bound is a sum over numbered steps, and CosineLogSNR has none"):
+        point_ddpm(**options, schedule=CosineLogSNR())
+    point_ddpm(**options, schedule=LinearSchedule(10))
+    point_ddpm(schedule=CosineLogSNR(), parameterization=Velocity())  # the plain error needs no steps
+
+
+def test_losses_of_each_step_are_refused_for_a_schedule_with_other_steps_or_none():
+    with pytest.raises(ValueError, match="LossSecondMoment: keeps losses of numbered steps, and CosineLogSNR has none"):
+        point_ddpm(times=LossSecondMoment(), schedule=CosineLogSNR(), parameterization=Velocity())
+    with pytest.raises(ValueError, match="keeps losses of 1000 noise levels, but the schedule has 10"):
+        point_ddpm(times=LossSecondMoment())
+    point_ddpm(times=LossSecondMoment(num_timesteps=10))
 
 
 def test_images_beside_x_t_need_channels_and_channels_need_images():

@@ -61,6 +61,16 @@ def test_the_condition_is_the_small_image_enlarged():
     torch.testing.assert_close(condition.enlarge(low), condition.of(x0), rtol=0, atol=0)
 
 
+def test_the_small_version_has_the_shape_it_says_and_another_is_refused():
+    condition, x0 = SuperResolution(4), images()
+    low = condition.shrink(x0)
+    assert condition.small_shape((2, 8, 12)) == tuple(low.shape[1:]) == (2, 2, 3)
+    condition.check_small(low, (2, 8, 12))
+    for other in (low.mT, low[:, :1], x0):
+        with pytest.raises(ValueError, match=r"SuperResolution: needs small images of shape \(N, 2, 2, 3\), got \(3"):
+            condition.check_small(other, (2, 8, 12))
+
+
 @pytest.mark.parametrize("scale", [2, 4])
 def test_a_ramp_comes_back_where_no_border_is_near(scale):
     """So neither step moves the image, along either axis."""

@@ -14,7 +14,7 @@ from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.networks.mlp import MLPDenoiser
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
-from lit_generative.training.module import global_seed
+from lit_generative.training.run import global_seed
 
 PARAMETERIZATIONS = [cls for cls in Parameterization.__subclasses__() if cls.__module__.startswith("lit_generative.")]
 SHAPE = (3, 2, 4)
@@ -366,15 +366,37 @@ def test_filled_holes_agree_with_what_is_known():
     assert not torch.allclose(other, filled)
 
 
-def test_a_model_of_super_resolution_draws_from_small_images_alone():
+def test_a_walk_that_fills_holes_jumps_as_far_as_it_is_told_and_one_level_if_not():
+    module, seen = ddpm(Constant(0.5)), []
+    module.network.register_forward_pre_hook(lambda _, args: seen.append(args[1][0].item()))
+    x, mask = torch.zeros(2, *SHAPE), torch.rand(2, 1, 2, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def filled(**options) -> torch.Tensor:
+        return module.inpaint(x, mask, generator=sample_generators(0, 2), num_resamples=2, **options)
+
+    ones, untold = filled(jump_length=1), filled()
+    torch.testing.assert_close(ones, untold, rtol=0, atol=0)
+    seen.clear()
+    filled(jump_length=2)
+    a, b, c, d, e = sorted(set(seen), reverse=True)
+    assert seen == [a, b, a, b, c, d, c, d, e]
+
+
+def super_resolution() -> tuple[DDPM, list[torch.Tensor]]:
+    """A model of 8 x 8 pixels, and what its network will see."""
     from lit_generative.diffusion.conditions import SuperResolution
     from lit_generative.networks.diffusers_unet import DiffusersUNet
 
     torch.manual_seed(0)
     network = DiffusersUNet(8, 1, widths=(8,), layers_per_block=1, attention_levels=(), extra_channels=1)
-    condition = SuperResolution(4)
-    module, seen = ddpm(network, condition=condition), []
+    seen: list[torch.Tensor] = []
     network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    return ddpm(network, condition=SuperResolution(4)), seen
+
+
+def test_a_model_of_super_resolution_draws_from_small_images_alone():
+    module, seen = super_resolution()
+    condition = module.condition
     x = batches(4, shape=(1, 8, 8))[0]["image"]
     fit(module, [{"image": x}])
     torch.testing.assert_close(seen[0][:, 1:], condition.of(x))
@@ -386,6 +408,27 @@ def test_a_model_of_super_resolution_draws_from_small_images_alone():
         module.sample(2)
     with pytest.raises(ValueError, match="trained with the condition SuperResolution"):
         ddpm(NoisyConvolution()).super_resolve(low)
+    with pytest.raises(ValueError, match=r"needs small images of shape \(N, 1, 2, 2\), got \(4, 1, 8, 8\)"):
+        module.super_resolve(x)
+
+
+def test_samples_like_images_are_made_of_what_the_model_is_shown_of_them():
+    module, seen = super_resolution()
+    x = batches(4, shape=(1, 8, 8))[0]["image"]
+    shown, samples = module.samples_of(x, generator=sample_generators(0, 4))
+    torch.testing.assert_close(shown, module.condition.of(x), rtol=0, atol=0)
+    torch.testing.assert_close(seen[0][:, 1:], shown)
+    expected = module.super_resolve(module.condition.shrink(x), generator=sample_generators(0, 4))
+    torch.testing.assert_close(samples, expected)
+    with pytest.raises(ValueError, match="samples_of needs a model with a condition"):
+        ddpm(NoisyConvolution()).samples_of(x)
+
+
+def test_a_model_that_is_shown_images_fills_no_holes():
+    module, _ = super_resolution()
+    x = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="inpaint needs a model without condition: no SuperResolution can be made"):
+        module.inpaint(x, x > 0)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])

@@ -264,6 +264,14 @@ def test_no_time_is_rounded_out_of_the_unit_interval():
 def test_a_continuous_schedule_has_no_history():
     with pytest.raises(ValueError, match="LossSecondMoment: keeps losses of numbered steps, and Straight has none"):
         LossSecondMoment().draw(2, Straight(), "cpu")
+    with pytest.raises(ValueError, match="LossSecondMoment: keeps losses of numbered steps, and Straight has none"):
+        LossSecondMoment().check(Straight())
+
+
+@pytest.mark.parametrize("sampling_class", [cls for cls in SAMPLINGS if cls is not LossSecondMoment])
+def test_all_others_take_any_schedule(sampling_class):
+    for schedule in (Straight(), LinearSchedule(3, beta_end=0.1)):
+        sampling_class().check(schedule)
 
 
 def test_a_history_of_another_schedule_is_refused():
