@@ -56,8 +56,14 @@ def freeze(module: nn.Module, freeze: Sequence[str] = (), train: Sequence[str] =
             f"{type(module).__name__}: freeze={list(freeze)} and train={list(train)} leave nothing to train."
         )
     hold_statistics(module)
-    by_pattern = {pattern: sum(sizes[name] for name in names) for pattern, names in named.items()}
-    return Trainable(count_trained(module), sum(sizes.values()), by_pattern)
+    return report(module)._replace(
+        by_pattern={pattern: sum(sizes[name] for name in names) for pattern, names in named.items()}
+    )
+
+
+def report(module: nn.Module) -> Trainable:
+    """How many weights of a module ask for a gradient now."""
+    return Trainable(count_trained(module), sum(parameter.numel() for parameter in module.parameters()), {})
 
 
 def matching(module: nn.Module, pattern: str) -> list[str]:
