@@ -64,7 +64,9 @@ DATA = {
     "fashion-static": Data(
         "Fashion-MNIST, binarized statically", "vae_mnist", (1, 28, 28), (*FASHION, "--data.binarize=static")
     ),
-    "fashion-8bit": Data("Fashion-MNIST, 8 bits a pixel", "vae_mnist", (1, 28, 28), (*FASHION, *EIGHT_BIT), SLOW),
+    "fashion-8bit": Data(
+        "Fashion-MNIST, 8 bits a pixel", "vae_mnist", (1, 28, 28), (*FASHION, *EIGHT_BIT, "--data.binarize=null"), SLOW
+    ),
 }
 
 

@@ -13,6 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from benchmarks import callbacks, diffusion_quality, finetuning, frechet_speed, mode_coverage, overhead, vae_likelihood
+from benchmarks.runs import ROOT
+from lit_generative.__main__ import main
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.vae.module import VAE
 from tests.generated import write_mnist
@@ -189,3 +191,16 @@ def test_finetuning_counts_what_is_trained_and_what_a_checkpoint_holds(tmp_path)
     assert found["textual inversion"][0] == "32"
     assert float(found["LoRA, rank 4"][1].split()[0]) < 1000  # kB, of a base of 4 MB
     assert finetuning.size_of(10_314_251_568) == "10.3 GB"
+
+
+@pytest.mark.parametrize(
+    ("name", "binarize"), [("fashion-8bit", None), ("fashion-static", "static"), ("digits-8bit", None)]
+)
+def test_likelihoods_are_of_the_pixels_that_the_title_says(name, binarize, capsys, tmp_path):
+    data = vae_likelihood.DATA[name]
+    options = vae_likelihood.options_of(vae_likelihood.Run(name, "VAE", 0), tmp_path)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(ROOT / f"configs/vae/{data.config}.yaml"), *options, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["init_args"]["binarize"] == binarize
+    assert ("Discretized" in printed["model"]["init_args"]["likelihood"]["class_path"]) == (binarize is None)

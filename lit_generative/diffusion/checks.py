@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from lit_generative.diffusion.conditions import Condition, SuperResolution
 from lit_generative.diffusion.guidance import Guidance
 from lit_generative.diffusion.latents import Latents
-from lit_generative.diffusion.objectives import DenoisingObjective, Hybrid, VariationalBoundObjective
-from lit_generative.diffusion.schedules import DiscreteSchedule, NoiseSchedule
+from lit_generative.diffusion.objectives import DenoisingObjective
 
 
 def check_model(module: Any) -> None:
@@ -26,8 +25,8 @@ def check_model(module: Any) -> None:
     check_shapes(network, module.latents, module.clip_samples)
     check_guidance(guidance, module.label_dropout, module.num_classes)
     check_variance(network, module.objective)
-    check_bound(module.objective, module.schedule)
-    check_conditions(network, module.self_conditioning, module.condition)
+    module.objective.check(module.schedule)
+    check_conditions(network, module.self_conditioning, module.condition, module.latents)
     if guidance is not None:
         guidance.check(network, module.schedule, module.parameterization)
 
@@ -84,25 +83,19 @@ def check_variance(network: nn.Module, objective: DenoisingObjective) -> None:
         )
 
 
-def check_bound(objective: DenoisingObjective, schedule: NoiseSchedule) -> None:
-    """A bound is a sum over numbered steps.
+def check_conditions(
+    network: nn.Module, self_conditioning: bool, condition: Condition | None, latents: Latents | None = None
+) -> None:
+    """What is shown beside ``x_t`` needs input channels, and the size of ``x_t``.
 
     Raises:
-        ValueError: If the schedule has none.
+        ValueError: If the network has none, or some without need, or ``x_t`` is a latent.
     """
-    if isinstance(objective, Hybrid | VariationalBoundObjective) and not isinstance(schedule, DiscreteSchedule):
+    if condition is not None and latents is not None:
         raise ValueError(
-            f"L_vlb: the bound is a sum over numbered steps, and {type(schedule).__name__} has none. Take a discrete "
-            "schedule, or the objective Simple."
+            f"DDPM: a {type(condition).__name__} has the size of images, and a network of latents works on smaller "
+            "maps. Leave condition or codec out."
         )
-
-
-def check_conditions(network: nn.Module, self_conditioning: bool, condition: Condition | None) -> None:
-    """What is shown beside ``x_t`` needs input channels.
-
-    Raises:
-        ValueError: If the network has none, or some without need.
-    """
     extra = int(getattr(network, "extra_channels", 0))
     wanted = self_conditioning or condition is not None
     if bool(extra) != wanted:

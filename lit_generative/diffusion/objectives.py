@@ -75,6 +75,13 @@ class DenoisingObjective(Recorded, ABC):
     def loss(self, prediction: Prediction) -> Tensor:
         """What is minimized, ``(N,)``."""
 
+    def check(self, schedule: NoiseSchedule) -> None:
+        """Refuse a schedule that the loss cannot be had with.
+
+        Raises:
+            ValueError: If a bound has no numbered steps to be summed over.
+        """
+
     def terms(self, prediction: Prediction) -> dict[str, Tensor]:  # noqa: ARG002
         """Parts of the loss to be logged by name, each ``(N,)``; none, unless a leaf says otherwise."""
         return {}
@@ -137,6 +144,10 @@ class Hybrid(DenoisingObjective):
         self.bound = VariationalBoundObjective(decoder)
 
     @override
+    def check(self, schedule: NoiseSchedule) -> None:
+        self.bound.check(schedule)
+
+    @override
     def loss(self, prediction: Prediction) -> Tensor:
         return self.losses(prediction)["loss"]
 
@@ -174,13 +185,15 @@ class VariationalBoundObjective(DenoisingObjective):
         self._checked = False
 
     @override
+    def check(self, schedule: NoiseSchedule) -> None:
+        if not isinstance(schedule, DiscreteSchedule):
+            raise _without_steps(schedule)
+
+    @override
     def loss(self, prediction: Prediction) -> Tensor:
         x0, t, schedule, raw = prediction.x0, prediction.t, prediction.schedule, prediction.variance
         if not isinstance(schedule, DiscreteSchedule):
-            raise ValueError(
-                f"L_vlb: the bound is a sum over numbered steps, and {type(schedule).__name__} has none. Take a "
-                "discrete schedule, or the objective Simple."
-            )
+            raise _without_steps(schedule)
         if raw is None:
             raise ValueError(
                 "L_vlb: the network must say something of the variance, in C more channels, and this one says nothing. "
@@ -193,3 +206,10 @@ class VariationalBoundObjective(DenoisingObjective):
         log_variance = between(raw, log_beta, log_beta_tilde)
         nats = vlb_term(x0, prediction.x0_hat, t, log_variance, schedule, self.decoder)
         return schedule.num_timesteps * nats / (x0[0].numel() * math.log(2))
+
+
+def _without_steps(schedule: NoiseSchedule) -> ValueError:
+    return ValueError(
+        f"L_vlb: the bound is a sum over numbered steps, and {type(schedule).__name__} has none. Take a discrete "
+        "schedule, or the objective Simple."
+    )

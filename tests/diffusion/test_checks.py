@@ -12,7 +12,7 @@ from lit_generative.diffusion.samplers import DDIMSampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.diffusion.times import LossSecondMoment
 from lit_generative.networks.mlp import MLPDenoiser
-from tests.tiny import point_ddpm
+from tests.tiny import point_ddpm, vae
 
 
 def network(**options) -> MLPDenoiser:
@@ -93,3 +93,9 @@ def test_images_beside_x_t_need_channels_and_channels_need_images():
     with pytest.raises(ValueError, match="It has 2"):
         point_ddpm(network=network(extra_channels=2))
     point_ddpm(network=network(extra_channels=2), self_conditioning=True, parameterization=Velocity())
+
+
+def test_a_condition_is_refused_on_latents():
+    latent = MLPDenoiser(hidden_dim=5, num_layers=1, sample_shape=(3,))
+    with pytest.raises(ValueError, match="a SuperResolution has the size of images, and a network of latents"):
+        point_ddpm(network=latent, codec=vae(), condition=SuperResolution(2), clip_samples=False)
