@@ -49,6 +49,7 @@ class PromptOptions(NamedTuple):
 
 
 MODELS_OWN = PromptOptions()
+"""Leaves everything to the model."""
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -17,8 +18,8 @@ README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def commands(first: str) -> list[list[str]]:
@@ -27,7 +28,7 @@ def commands(first: str) -> list[list[str]]:
 
 
 def shortened(command: list[str]) -> list[str]:
-    if command[0] in ("sample", "evaluate"):
+    if command[0] in ("sample", "evaluate", "export"):
         return command
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     if command[0] == "fit":
@@ -40,19 +41,24 @@ def shortened(command: list[str]) -> list[str]:
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A folder with the configs, as a clone has them."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_every_litgen_command_runs_in_the_order_of_the_page(clone):
+    (base,) = (command for command in commands("python") if command[0].startswith("tests/"))
+    runpy.run_path(base[0])["write"](base[1])  # with random weights
     run = commands("litgen")
-    assert {command[0] for command in run} == {"fit", "test", "predict", "sample", "evaluate"}
+    assert {command[0] for command in run} == {"fit", "test", "predict", "sample", "evaluate", "export"}
     for command in run:
         assert main(shortened(command)) == 0, command
     assert (clone / "runs/ddpm_digits/grid.png").exists()
     assert (clone / "runs/ddpm_digits/samples.gif").exists()
     assert (clone / "samples/samples.npz").exists()
+    assert (clone / "continued/samples.jsonl").exists()
+    assert (clone / "adapter/adapter_model.safetensors").exists()
     assert "record" in json.loads((clone / "scores.json").read_text())
 
 
@@ -72,7 +78,7 @@ def test_the_python_example_runs(code, clone):
 
 
 def test_the_loss_to_add_can_be_added():
-    (code,) = [b for b in blocks("python") if b.startswith("class ")]
+    (code,) = blocks("python", (ROOT / "CONTRIBUTING.md").read_text())
     start = "from torch import Tensor\nfrom typing_extensions import override\n"
     namespace: dict[str, object] = {}
     exec(start + "from lit_generative.gan.losses import AdversarialLoss\n" + code, namespace)

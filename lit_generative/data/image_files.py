@@ -91,7 +91,7 @@ def decode_image(path: str, image_size: int | None, channels: int = 3, backgroun
     """
     try:
         with Image.open(path) as image:
-            image = _flatten(_to_8_bit(ImageOps.exif_transpose(image)), background)
+            image = flatten_alpha(to_8_bit(ImageOps.exif_transpose(image)), background)
             image = image.convert("RGB" if channels == 3 else "L")
             if image_size is not None:
                 image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
@@ -103,7 +103,12 @@ def decode_image(path: str, image_size: int | None, channels: int = 3, backgroun
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """Bring grey values of 16 or 32 bits to 8; other images stay as they are.
+
+    Raises:
+        ValueError: If a value lies outside the range of its kind.
+    """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -113,7 +118,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
-def _flatten(image: Image.Image, background: Background) -> Image.Image:
+def flatten_alpha(image: Image.Image, background: Background) -> Image.Image:
+    """Lay an image that is transparent in places on a ground of one colour."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

@@ -20,11 +20,9 @@ from lit_generative.finetune.prompts import Encoded
 from lit_generative.finetune.stable_diffusion import Noisy, StableDiffusion
 from lit_generative.tensor_ops import Generators, evaluating, generators_of, randn, uniform
 from lit_generative.training.module import GenerativeModule
-from lit_generative.types import PromptOptions
+from lit_generative.types import MODELS_OWN, PromptOptions
 
 NUM_BINS = 4
-AS_SET = PromptOptions()
-"""Leaves everything to ``sampling``."""
 
 
 class PromptedDiffusion(LeavesBaseOut, GenerativeModule):
@@ -242,7 +240,7 @@ class PromptedDiffusion(LeavesBaseOut, GenerativeModule):
 
     @torch.no_grad()
     def sample_prompts(
-        self, prompts: Sequence[str], options: PromptOptions = AS_SET, generator: Generators = None
+        self, prompts: Sequence[str], options: PromptOptions = MODELS_OWN, generator: Generators = None
     ) -> Tensor:
         """Draw one picture of each prompt, whatever the others are.
 

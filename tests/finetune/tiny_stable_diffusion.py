@@ -185,7 +185,7 @@ def _tokenizer(pad_token: str) -> Any:
 
 
 def teach(pipeline: Any, vae_steps: int = 800, unet_steps: int = 1500, num: int = 512, batch_size: int = 32) -> None:
-    """Teach the world of shapes: first the autoencoder, then the U-Net and the text encoder, ``batch_size`` at a time."""
+    """Teach the world of shapes: first the autoencoder, then U-Net and text encoder, ``batch_size`` at a time."""
     images, captions = pictures(num)
     generator = torch.Generator().manual_seed(0)
     _teach_vae(pipeline.vae, images, vae_steps, generator)

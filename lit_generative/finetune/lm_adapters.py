@@ -1,0 +1,101 @@
+"""Adapters of language models: within the layers, or learned words before the text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from peft import AdaLoraConfig, PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from lit_generative.finetune.adapters import adapter_layers, inject, merge
+
+
+def adapt(who: str, model: Any, adapter: PeftConfig, pretrained: str, revision: str | None) -> tuple[Any, PeftConfig]:
+    """Put an adapter on a causal language model; nothing but the adapter is trained then.
+
+    Args:
+        who: Named in messages.
+        model: Of transformers; changed in place.
+        adapter: Which adapter; not changed. With prompt tuning (Lester et al. 2021, arXiv:2104.08691), prefix tuning
+            (Li & Liang 2021, arXiv:2101.00190) or p-tuning (Liu et al. 2021, arXiv:2103.10385) the model is wrapped.
+        pretrained: Where the model came from, for whoever loads the adapter.
+        revision: Likewise.
+
+    Returns:
+        The model to call, and the config as used.
+
+    Raises:
+        ValueError: If the config does not fit the model.
+    """
+    adapter = copy.deepcopy(adapter)
+    adapter.task_type = TaskType.CAUSAL_LM
+    adapter.base_model_name_or_path, adapter.revision = pretrained, revision
+    if not adapter.is_prompt_learning:
+        used = inject(who, model, adapter)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # PEFT gives it the frozen weights' dtype, too coarse for small steps
+                parameter.data = parameter.data.float()
+        return model, used
+    try:
+        return get_peft_model(model, adapter), adapter
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{who}: {type(adapter).__name__} does not fit: {str(error).splitlines()[0]}") from error
+
+
+def check_adapter(who: str, adapter: PeftConfig | None, patterns: Sequence[str], gradient_checkpointing: bool) -> None:
+    """Refuse an adapter that could not be trained so.
+
+    Args:
+        who: Named in messages.
+        adapter: Which; None is fine.
+        patterns: Those that choose among the model's own weights.
+        gradient_checkpointing: Whether activations are computed twice.
+
+    Raises:
+        ValueError: If weights are chosen beside an adapter, or prefix tuning is to keep no activations.
+        TypeError: If the method needs more than its loss, or is of another task.
+    """
+    if adapter is None:
+        return
+    if isinstance(adapter, AdaLoraConfig):
+        raise TypeError(
+            f"{who}: AdaLoraConfig is not supported: it takes ranks away after each update, by sums that no checkpoint "
+            "would hold. Use LoraConfig."
+        )
+    if adapter.task_type not in (None, TaskType.CAUSAL_LM):
+        raise TypeError(f"{who}: the adapter's task_type must be CAUSAL_LM, got {adapter.task_type}. Leave it out.")
+    if patterns:
+        raise ValueError(
+            f"{who}: train and freeze, here {list(patterns)}, choose among the base's weights, which an adapter leaves "
+            "frozen. Name its layers in target_modules, and layers to train whole in modules_to_save."
+        )
+    if gradient_checkpointing and isinstance(adapter, PrefixTuningConfig):
+        raise ValueError(
+            f"{who}: prefix tuning keeps its prefix in the cache, which gradient checkpointing empties. Set "
+            "gradient_checkpointing to false."
+        )
+
+
+def merged_model(model: Any) -> Any:
+    """A copy without adapter whose layers hold its effect, also that of layers and tokens trained whole."""
+    model = copy.deepcopy(model)
+    for name, part in list(model.named_modules()):
+        if isinstance(part, AuxiliaryTrainingWrapper):  # what modules_to_save and trainable_token_indices name
+            _replace(model, name, part.unload_and_optionally_merge_module(True, False, None))
+    merge(model)
+    for name, layer in list(adapter_layers(model)):
+        _replace(model, name, layer.get_base_layer())
+    return model
+
+
+def virtual_tokens(adapter: PeftConfig | None) -> int:
+    """How many positions of the model the adapter takes for itself."""
+    return int(adapter.num_virtual_tokens) if adapter is not None and adapter.is_prompt_learning else 0
+
+
+def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, part)
