@@ -280,12 +280,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = {"digits": "digits at 16 x 16", "fashion": "Fashion-MNIST at 32 x 32"}[data.name]
     head = (
         f"# Quality of diffusion models: {title}\n\n"
-        f"`python benchmarks/diffusion_quality.py --data {data.name}`, seeds {', '.join(map(str, options.seeds))}, one "
-        f"thread, torch {torch.__version__.partition('+')[0]}. All ten classes; network and optimizer of "
-        f"`ddpm_{data.name}`, {options.steps:,} updates of 64 images in float32, averaged weights. Frechet distance of "
-        f"{options.samples:,} samples to the training images, in the features of the shipped net for this data; a "
-        "guess of the image is clipped to [-1, 1] in all. Steps are spaced by `Trailing`, those of EDM's Heun by "
-        "`Karras`. Lower is better."
+        f"`python benchmarks/diffusion_quality.py --data {data.name} --steps {options.steps} --samples "
+        f"{options.samples} --grid-calls {' '.join(map(str, options.grid_calls))}`, seeds "
+        f"{', '.join(map(str, options.seeds))}, one thread, torch {torch.__version__.partition('+')[0]}. All ten "
+        f"classes; network and optimizer of `ddpm_{data.name}`, {options.steps:,} updates of 64 images in float32, "
+        f"averaged weights. Frechet distance of {options.samples:,} samples to the training images, in the features of "
+        "the shipped net for this data; a guess of the image is clipped to [-1, 1] in all. Steps are spaced by "
+        "`Trailing`, those of EDM's Heun by `Karras`. Lower is better."
     )
     text = "\n\n".join([head, grid, walks]) + "\n"
     print(text)

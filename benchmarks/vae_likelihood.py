@@ -116,11 +116,34 @@ def options_of(run: Run, fashion_dir: Path) -> list[str]:
     return [*options, f"--trainer.callbacks={json.dumps(CALLBACKS)}", "--trainer.limit_val_batches=0"]
 
 
-def execute(run: Run, work: Path, fashion_dir: Path, more: Sequence[str]) -> dict[str, float]:
-    """Train and test once, unless it was done before."""
-    data, options = DATA[run.data], [*options_of(run, fashion_dir), *more]
+class Place(NamedTuple):
+    """Where a run is, and what it depends on."""
+
+    folder: Path
+    config: Path
+    options: list[str]
+
+    @property
+    def key(self) -> list[str]:
+        """Two runs of equal keys are one."""
+        return [self.config.read_text(), *self.options]
+
+    @property
+    def done(self) -> bool:
+        """Whether it was run before."""
+        result = self.folder / "result.json"
+        return result.exists() and json.loads(result.read_text())["key"] == self.key
+
+
+def place_of(run: Run, work: Path, fashion_dir: Path, more: Sequence[str]) -> Place:
+    """Where ``run`` is below ``work``."""
     folder = work / f"{run.data}_{run.method.replace(' ', '_')}_{run.seed}"
-    config = ROOT / f"configs/vae/{data.config}.yaml"
+    return Place(folder, ROOT / f"configs/vae/{DATA[run.data].config}.yaml", [*options_of(run, fashion_dir), *more])
+
+
+def execute(run: Run, place: Place) -> dict[str, float]:
+    """Train and test once, unless it was done before."""
+    folder, config, options = place
 
     def measure() -> dict[str, float]:
         seconds = litgen("fit", config, folder, options)
@@ -130,17 +153,17 @@ def execute(run: Run, work: Path, fashion_dir: Path, more: Sequence[str]) -> dic
             (row,) = csv.DictReader(lines)
         return {name: float(row[f"test/{name}"]) for name in SCORES if f"test/{name}" in row} | {"seconds": seconds}
 
-    return remembered(" ".join(map(str, run)), folder / "result.json", [config.read_text(), *options], measure)
+    return remembered(" ".join(map(str, run)), folder / "result.json", place.key, measure)
 
 
 def table(data: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """One kind of data as Markdown: mean and standard deviation over the seeds."""
     told = {name: what for name, what in SCORES.items() if name in next(iter(results.values()))[0]}
-    heads = ["method", *(head for head, _ in told.values())]
+    heads = ["method", *(head for head, _ in told.values()), "seeds"]
     lines = [f"## {DATA[data].title}", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name, runs in results.items():
         cells = [spread(form, [run[score] for run in runs]) for score, (_, form) in told.items()]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("| " + " | ".join([name, *cells, str(len(runs))]) + " |")
     return "\n".join(lines)
 
 
@@ -167,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/vae_likelihood"))
     parser.add_argument("--fashion-dir", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--out", type=Path, help="Markdown file to write the tables to")
+    parser.add_argument("--cached", action="store_true", help="tabulate what was run before, and run nothing")
     options, more = parser.parse_known_args(argv)
     runs = [
         Run(data, method, seed)
@@ -175,15 +199,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         if method not in DATA[data].skipped
         for seed in options.seeds
     ]
+    places = [place_of(run, options.work.resolve(), options.fashion_dir, more) for run in runs]
+    if options.cached:
+        runs, places = zip(*((run, place) for run, place in zip(runs, places, strict=True) if place.done), strict=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        scores = list(pool.map(lambda run: execute(run, options.work.resolve(), options.fashion_dir, more), runs))
+        scores = list(pool.map(execute, runs, places))
     tables = []
     for data in options.data:
         results: dict[str, list[dict[str, Any]]] = {}
         for run, score in zip(runs, scores, strict=True):
             if run.data == data:
                 results.setdefault(run.method, []).append(score)
-        tables.append(table(data, results))
+        if results:
+            tables.append(table(data, results))
     text = "\n\n".join([head(options.seeds), *tables]) + "\n"
     print(text)
     if options.out:

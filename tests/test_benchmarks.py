@@ -132,9 +132,14 @@ def test_vae_likelihood_trains_tests_and_prints_a_row_for_each_method(tmp_path):
     options += ["--out", str(tmp_path / "table.md"), "--trainer.max_steps=2", "--trainer.limit_test_batches=1"]
     vae_likelihood.main([*options, "--data.eval_batch_size=2"])
     rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
-    assert rows[0] == "| method | NLL, nats | ELBO, nats | bits per dimension | active units | CPU s to train |"
+    assert rows[0] == "| method | NLL, nats | ELBO, nats | bits per dimension | active units | CPU s to train | seeds |"
     assert len(rows) == 3  # IWAE-50 is left out of 8-bit data
-    assert re.fullmatch(r"\| IWAE-5 \| [\d.]+ \| -[\d.]+ \| [\d.]+ \| [\d.]+ \| \d+ \|", rows[2])
+    assert re.fullmatch(r"\| IWAE-5 \| [\d.]+ \| -[\d.]+ \| [\d.]+ \| [\d.]+ \| \d+ \| 1 \|", rows[2])
+    (tmp_path / "table.md").unlink()
+    cached = ["--data", "digits-8bit", "--methods", "VAE", "IWAE-5", "--seeds", "1", "2", "--cached", *options[7:]]
+    vae_likelihood.main([*cached, "--data.eval_batch_size=2"])
+    again = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert again == rows  # what was not run is left out
 
 
 def test_vae_likelihood_builds_every_method_on_every_kind_of_data(tmp_path):

@@ -63,7 +63,8 @@ class DensityEvaluation(L.Callback):
         for estimator in self.estimators:
             with evaluating(pl_module), trainer.precision_plugin.forward_context():
                 values = estimator.estimate(pl_module, x, y, generators_of(x, "density", self.seed))
+            count = len(x) * trainer.world_size  # Lightning averages it over processes as a whole number
             for name, value in values.items():
                 pl_module.log(
-                    f"{stage}/{name}", value.mean(), batch_size=len(x), sync_dist=True, on_step=False, on_epoch=True
+                    f"{stage}/{name}", value.mean(), batch_size=count, sync_dist=True, on_step=False, on_epoch=True
                 )

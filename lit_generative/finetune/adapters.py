@@ -14,6 +14,7 @@ from typing import Any
 
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -82,12 +83,17 @@ def unmerge(network: nn.Module) -> None:
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """A copy without adapters whose layers hold their effect: names and shapes are those of before."""
+    """A copy without adapters whose layers hold their effect: names and shapes are those of before.
+
+    Also what ``modules_to_save`` and ``trainable_token_indices`` trained whole is in its place.
+    """
     network = copy.deepcopy(network)
+    for name, part in list(network.named_modules()):
+        if isinstance(part, AuxiliaryTrainingWrapper):
+            _replace(network, name, part.unload_and_optionally_merge_module(True, False, None))
     merge(network)
     for name, layer in list(adapter_layers(network)):
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, layer.get_base_layer())
+        _replace(network, name, layer.get_base_layer())
     return network
 
 
@@ -150,6 +156,11 @@ class Adapted(Recorded, LeavesBaseOut):
     def forward(self, *args: Any) -> Any:
         """As the network's own."""
         return self.network(*args)
+
+
+def _replace(network: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, part)
 
 
 def _layer_kinds(network: nn.Module) -> list[str]:

@@ -16,9 +16,9 @@ from typing_extensions import override
 
 from lit_generative.data.token_rows import IGNORED, TokenBatch
 from lit_generative.data.tokenizers import encode_prompt, load_tokenizer
-from lit_generative.finetune.adapters import save_adapter
+from lit_generative.finetune.adapters import merged, save_adapter
 from lit_generative.finetune.base_weights import LeavesBaseOut
-from lit_generative.finetune.lm_adapters import adapt, check_adapter, merged_model, virtual_tokens
+from lit_generative.finetune.lm_adapters import adapt, check_adapter, virtual_tokens
 from lit_generative.finetune.lm_loading import FrozenDtype, Quantization, load_causal_lm, positions_of
 from lit_generative.finetune.lm_sampling import continue_tokens, end_tokens
 from lit_generative.tensor_ops import Generators, evaluating
@@ -264,7 +264,7 @@ class CausalLM(LeavesBaseOut, GenerativeModule):
             )
         if format == "peft":
             return self._export_adapter(folder)
-        model: Any = self.model if self.adapter is None else merged_model(self.model)
+        model: Any = self.model if self.adapter is None else merged(self.model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import AdaLoraConfig, PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
 
-from lit_generative.finetune.adapters import adapter_layers, inject, merge
+from lit_generative.finetune.adapters import inject
 
 
 def adapt(who: str, model: Any, adapter: PeftConfig, pretrained: str, revision: str | None) -> tuple[Any, PeftConfig]:
@@ -79,23 +77,6 @@ def check_adapter(who: str, adapter: PeftConfig | None, patterns: Sequence[str],
         )
 
 
-def merged_model(model: Any) -> Any:
-    """A copy without adapter whose layers hold its effect, also that of layers and tokens trained whole."""
-    model = copy.deepcopy(model)
-    for name, part in list(model.named_modules()):
-        if isinstance(part, AuxiliaryTrainingWrapper):  # what modules_to_save and trainable_token_indices name
-            _replace(model, name, part.unload_and_optionally_merge_module(True, False, None))
-    merge(model)
-    for name, layer in list(adapter_layers(model)):
-        _replace(model, name, layer.get_base_layer())
-    return model
-
-
 def virtual_tokens(adapter: PeftConfig | None) -> int:
     """How many positions of the model the adapter takes for itself."""
     return int(adapter.num_virtual_tokens) if adapter is not None and adapter.is_prompt_learning else 0
-
-
-def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, part)

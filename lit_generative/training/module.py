@@ -179,7 +179,7 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @property
     def log_now(self) -> bool:
-        """:func:`log_now` of this module's trainer; logging costs as much as a small update."""
+        """Whether the loggers write a row now; logging costs as much as a small update."""
         return log_now(self.trainer)
 
     def log_losses(self, losses: Mapping[str, Tensor], in_bar: Iterable[str] = ()) -> None:
@@ -196,7 +196,8 @@ class GenerativeModule(L.LightningModule, ABC):
     def log_evaluation(self, stage: str, values: Mapping[str, Tensor]) -> None:
         """Log values ``(N,)`` as ``<stage>/<name>``: their mean over the whole data set and all processes."""
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value.float().mean(), batch_size=len(value), sync_dist=True)
+            count = len(value) * self.trainer.world_size  # Lightning averages it over processes as a whole number
+            self.log(f"{stage}/{name}", value.float().mean(), batch_size=count, sync_dist=True)
 
     # ---- hooks
 

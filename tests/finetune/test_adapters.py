@@ -180,3 +180,13 @@ def test_what_the_network_says_of_itself_is_said_by_the_adapted_one():
     assert adapted.latent_dim == 3
     with pytest.raises(AttributeError, match="nothing_there"):
         adapted.nothing_there  # noqa: B018
+
+
+def test_layers_that_are_trained_whole_are_in_the_merged_copy():
+    config = LoraConfig(r=2, target_modules=["0"], modules_to_save=["2"])
+    network, _ = shifted(config)
+    x = torch.randn(6, 3)
+    assert not torch.equal(network[2].modules_to_save.default.weight, network[2].original_module.weight)
+    plain = merged(network)
+    torch.testing.assert_close(plain(x), network(x), rtol=1e-5, atol=1e-5)
+    assert plain.state_dict().keys() == net().state_dict().keys()
