@@ -23,7 +23,7 @@ class Trainable(NamedTuple):
     def __str__(self) -> str:
         share = 100 * self.trained / max(self.total, 1)
         told = "".join(f"; {pattern}: {count:,}" for pattern, count in self.by_pattern.items())
-        return f"trains {self.trained:,} of {self.total:,} weights ({share:.2g} %){told}"
+        return f"trains {self.trained:,} of {self.total:,} weights ({share:.{2 if share < 99.5 else 3}g} %){told}"
 
 
 def freeze(module: nn.Module, freeze: Sequence[str] = (), train: Sequence[str] = ()) -> Trainable:

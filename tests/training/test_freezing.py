@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_generative.training.freezing import count_trained, freeze, hold_statistics, matching
+from lit_generative.training.freezing import count_trained, freeze, hold_statistics, matching, report
 
 
 def net():
@@ -19,6 +19,10 @@ def test_what_is_named_is_frozen_and_counted():
     assert trained(module) == ["layers.0.weight", "layers.0.bias", "layers.1.weight"]
     assert report == (12 + 4 + 20, 9 + 16 + 25, {"mapping": 9, "layers.1.bias": 5})
     assert str(report) == "trains 36 of 50 weights (72 %); mapping: 9; layers.1.bias: 5"
+
+
+def test_all_of_it_is_a_hundred_per_cent():
+    assert str(report(net())) == "trains 50 of 50 weights (100 %)"
 
 
 def test_only_what_is_named_is_trained_and_freezing_comes_after():
