@@ -30,6 +30,7 @@ from lit_generative.metrics.precision_recall import PrecisionRecall
 from lit_generative.metrics.record import differences, score_record
 from lit_generative.metrics.sources import DataModuleImages, ModelSamples
 from lit_generative.training.averages import agreeing_on_buffers
+from lit_generative.training.run import measures_now
 from lit_generative.types import Split, SupportsAveraging, SupportsSampling
 
 
@@ -121,9 +122,7 @@ class FIDEvaluation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is None or trainer.global_step % self.every_n_steps != 0:
-            return
-        if trainer.fit_loop._should_accumulate():
+        if not measures_now(trainer, self.every_n_steps):
             return
         scores = self.evaluate(trainer, pl_module, "val")
         # Lightning hands a step's values on only every log_every_n_steps.

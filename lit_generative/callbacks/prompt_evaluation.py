@@ -21,6 +21,7 @@ from lit_generative.metrics.processes import gather_rows, num_processes, on_firs
 from lit_generative.metrics.sources import Quantizer
 from lit_generative.tensor_ops import evaluating, sample_generators
 from lit_generative.training.averages import agreeing_on_buffers
+from lit_generative.training.run import measures_now
 from lit_generative.types import PromptOptions, SupportsAveraging, SupportsPrompts
 
 BATCH_SIZE = 64
@@ -117,9 +118,7 @@ class PromptEvaluation(L.Callback, ABC):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is None or trainer.global_step % self.every_n_steps != 0:
-            return
-        if trainer.fit_loop._should_accumulate():
+        if not measures_now(trainer, self.every_n_steps):
             return
         scores = self.measure(trainer, pl_module)
         _publish(trainer, scores)  # Lightning hands a step's values on only every log_every_n_steps
@@ -218,19 +217,6 @@ def unit_features(extractor: FeatureExtractor, pictures: Tensor, device: torch.d
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         parts = [extractor(part.to(device)).embedding.cpu() for part in pictures.split(BATCH_SIZE)]
     return F.normalize(torch.cat(parts).double(), dim=1)
-
-
-@contextlib.contextmanager
-def _as_sampling_does(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
-    """Inside, the module is what samples are drawn from: averaged, in evaluation mode, alike in all processes."""
-    modules = pl_module.sampling_modules if isinstance(pl_module, SupportsAveraging) else [""]
-    with (
-        averaged_weights(trainer),
-        agreeing_on_buffers(pl_module, modules),
-        trainer.precision_plugin.forward_context(),
-        evaluating(pl_module),
-    ):
-        yield
 
 
 @contextlib.contextmanager

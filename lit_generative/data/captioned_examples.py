@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_generative.data.batches import BatchDataset, BatchKey
 from lit_generative.data.image_files import Background, decode_image, flatten_alpha, to_8_bit
+from lit_generative.data.resumable import ResumableDataModule
 from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.types import Batch
 
@@ -135,6 +136,26 @@ class CaptionedExamples(BatchDataset):
                 f"{picture.row}. Cast it to datasets.Image()."
             )
         return _to_pixels(flatten_alpha(to_8_bit(ImageOps.exif_transpose(image)), self.background).convert("RGB"))
+
+
+class CaptionedDataModule(ResumableDataModule):
+    """Data of square pictures in three channels with a text each; a subclass sets ``image_size``, in pixels."""
+
+    image_size: int
+
+    @property
+    @override
+    def num_classes(self) -> None:
+        return None
+
+    @property
+    @override
+    def sample_shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return scaled_to_floats(batch)
 
 
 def scaled_to_floats(batch: Any) -> Any:

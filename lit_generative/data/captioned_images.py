@@ -11,15 +11,14 @@ from typing import Any, Literal, cast
 from typing_extensions import override
 
 from lit_generative.data.batches import BatchDataset
-from lit_generative.data.captioned_examples import CaptionedExamples, DatasetRow, View, scaled_to_floats
+from lit_generative.data.captioned_examples import CaptionedDataModule, CaptionedExamples, DatasetRow, View
 from lit_generative.data.image_files import EXTENSIONS, Background, find_images, shown
-from lit_generative.data.resumable import ResumableDataModule
 from lit_generative.data.splits import Splits, check_fraction, split_indices
 
 METADATA = "metadata.jsonl"
 
 
-class CaptionedImages(ResumableDataModule):
+class CaptionedImages(CaptionedDataModule):
     """Images and their texts: a batch is ``{"image": (N, 3, H, W), "label": (N,), "caption": list of N texts}``.
 
     In a folder each image's caption is the text of ``<name>.txt`` beside it. If the folder holds a ``metadata.jsonl``,
@@ -73,16 +72,6 @@ class CaptionedImages(ResumableDataModule):
         self.dataset_split, self.revision = dataset_split, revision
         self.test_fraction, self.in_memory, self.background = test_fraction, in_memory, background
 
-    @property
-    @override
-    def num_classes(self) -> None:
-        return None
-
-    @property
-    @override
-    def sample_shape(self) -> tuple[int, int, int]:
-        return (3, self.image_size, self.image_size)
-
     @override
     def prepare_data(self) -> None:
         if self.source == "datasets":
@@ -99,10 +88,6 @@ class CaptionedImages(ResumableDataModule):
     @override
     def augment(self, train: BatchDataset, seed: int) -> BatchDataset:
         return cast(CaptionedExamples, train).seen(View(seed, self.random_crop, self.horizontal_flip))
-
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return scaled_to_floats(batch)
 
     def _read_folder(self) -> tuple[list[str], list[str]]:
         names = images_in(self._name, self.data_dir)

@@ -14,11 +14,10 @@ from torch import Tensor
 from typing_extensions import NotRequired, override
 
 from lit_generative.data.batches import BatchDataset, BatchKey
-from lit_generative.data.captioned_examples import CaptionedBatch, CaptionedExamples, View, scaled_to_floats
+from lit_generative.data.captioned_examples import CaptionedBatch, CaptionedDataModule, CaptionedExamples, View
 from lit_generative.data.captioned_images import check_square, images_in
 from lit_generative.data.class_images import ClassImages
 from lit_generative.data.image_files import Background
-from lit_generative.data.resumable import ResumableDataModule
 from lit_generative.data.splits import Splits
 from lit_generative.tensor_ops import derive_seed
 from lit_generative.types import Split
@@ -78,7 +77,7 @@ class WithClass(BatchDataset):
         return {**subject, "class_image": drawn["image"], "class_caption": drawn["caption"]}
 
 
-class SubjectImages(ResumableDataModule):
+class SubjectImages(CaptionedDataModule):
     """A few pictures of one subject, all with the same caption.
 
     A batch is ``{"image": (N, 3, H, W), "label": (N,), "caption": list of N}``. With ``class_prompt`` a training batch
@@ -150,16 +149,6 @@ class SubjectImages(ResumableDataModule):
                 f"{class_dir!r}. Give both, or neither and num_class_images 0 for no prior preservation."
             )
 
-    @property
-    @override
-    def num_classes(self) -> None:
-        return None
-
-    @property
-    @override
-    def sample_shape(self) -> tuple[int, int, int]:
-        return (3, self.image_size, self.image_size)
-
     def subject_pictures(self) -> Sequence[str | Tensor]:
         """Files of the pictures, or pixels ``(3, H, W)`` uint8."""
         return [os.path.join(self.data_dir, name) for name in images_in(self._name, self.data_dir)]
@@ -190,7 +179,3 @@ class SubjectImages(ResumableDataModule):
     def num_examples(self, split: Split) -> int:
         """Number of pictures of a split, each counted once."""
         return super().num_examples("val" if split == "train" else split)
-
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return scaled_to_floats(batch)

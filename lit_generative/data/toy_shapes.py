@@ -11,9 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_generative.data.batches import BatchDataset
-from lit_generative.data.captioned_examples import CaptionedExamples, View, scaled_to_floats
+from lit_generative.data.captioned_examples import CaptionedDataModule, CaptionedExamples, View
 from lit_generative.data.captioned_images import split_examples
-from lit_generative.data.resumable import ResumableDataModule
 from lit_generative.data.splits import Splits, check_fraction
 from lit_generative.data.subject_images import SubjectImages
 from lit_generative.tensor_ops import derive_seed
@@ -32,7 +31,7 @@ GROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "black": (
 LEAST_SIZE = 8
 
 
-class ToyShapes(ResumableDataModule):
+class ToyShapes(CaptionedDataModule):
     """Shapes of four colours on white or black, with captions.
 
     Place and size vary. Which pictures there are depends on ``split_seed`` alone. A batch is that of
@@ -77,16 +76,6 @@ class ToyShapes(ResumableDataModule):
         self.shapes = chosen(self._name, "shapes", shapes, get_args(Shape))
         self.grounds = chosen(self._name, "grounds", grounds, get_args(Ground))
 
-    @property
-    @override
-    def num_classes(self) -> None:
-        return None
-
-    @property
-    @override
-    def sample_shape(self) -> tuple[int, int, int]:
-        return (3, self.image_size, self.image_size)
-
     @override
     def load_splits(self) -> Splits:
         pictures, captions = [], []
@@ -101,10 +90,6 @@ class ToyShapes(ResumableDataModule):
     @override
     def augment(self, train: BatchDataset, seed: int) -> BatchDataset:
         return cast(CaptionedExamples, train).seen(View(seed, horizontal_flip=self.horizontal_flip))
-
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return scaled_to_floats(batch)
 
 
 class ToySubject(SubjectImages):

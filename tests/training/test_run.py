@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_generative.training.run import global_seed, log_now
+from lit_generative.training.run import global_seed, log_now, measures_now
 
 
 def test_the_seed_is_that_of_seed_everything_or_zero(monkeypatch):
@@ -19,3 +19,12 @@ def test_every_nth_batch_is_logged(every, logged):
         return SimpleNamespace(log_every_n_steps=every, fit_loop=loop)
 
     assert [i for i in range(6) if log_now(trainer(i))] == logged
+
+
+@pytest.mark.parametrize(("every", "measured"), [(2, [2, 4]), (1, [1, 2, 3, 4]), (None, [])])
+def test_something_is_measured_after_every_nth_update_and_never_within_one(every, measured):
+    def trainer(step, within):
+        return SimpleNamespace(global_step=step, fit_loop=SimpleNamespace(_should_accumulate=lambda: within))
+
+    assert [step for step in range(1, 5) if measures_now(trainer(step, False), every)] == measured
+    assert not any(measures_now(trainer(step, True), every) for step in range(1, 5))
