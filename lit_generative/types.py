@@ -185,6 +185,10 @@ class SupportsCapacity(Protocol):
     capacity: float | None
     """Nats that the KL term is to have; None leaves it to the objective."""
 
+    @property
+    def has_capacity(self) -> bool:
+        """Whether the objective aims at it."""
+
 
 @runtime_checkable
 class SupportsTrajectory(Protocol):

@@ -89,7 +89,8 @@ class CapacitySchedule(L.Callback):
         start: Nats in the beginning.
 
     Raises:
-        ValueError: If ``start`` is negative, ``end`` not larger, or ``num_steps`` below 1.
+        ValueError: If ``start`` is negative, ``end`` not larger, or ``num_steps`` below 1; or if the module's objective
+            does not aim at a capacity.
         TypeError: If the module has no ``capacity``.
     """
 
@@ -106,6 +107,11 @@ class CapacitySchedule(L.Callback):
             raise TypeError(
                 f"CapacitySchedule: {type(pl_module).__name__} has no capacity. Use it with a VAE and the objective "
                 "Capacity."
+            )
+        if not pl_module.has_capacity:
+            raise ValueError(
+                "CapacitySchedule: the module's objective aims at no capacity, so nothing would change. Use the "
+                "objective Capacity, or leave the schedule out."
             )
 
     @override

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -78,8 +80,8 @@ class PixelwiseGaussian(Likelihood):
 class OptimalGaussian(Likelihood, nn.Module):
     """One variance for all pixels: in training, the one under which the batch is likeliest.
 
-    This is the mean squared error over the whole batch, draws included; the gradient passes through it. Each process
-    takes its own batch. Evaluation must not depend on the batch and uses an average over past batches instead; before
+    This is the mean squared error over the whole batch, draws and all processes included; the gradient passes through
+    it. Evaluation must not depend on the batch and uses an average over past batches instead; before
     the first, a variance of 1.
 
     The optimum is computed and not learned, so no parameter lags behind. ``min_sigma`` is ours: the error may be zero.
@@ -116,7 +118,7 @@ class OptimalGaussian(Likelihood, nn.Module):
         (mean,) = self.unpack(output, x)
         variance = self.variance
         if self.training:
-            variance = (x - mean).square().mean().clamp_min(self.min_sigma**2)
+            variance = _mean_square(x - mean).clamp_min(self.min_sigma**2)
             self._follow(variance.detach())
         return normal_log_density((x - mean) * variance.rsqrt(), 0.5 * variance.log())
 
@@ -130,3 +132,11 @@ class OptimalGaussian(Likelihood, nn.Module):
         weight = (1 / (self.num_batches + 1)).clamp_min(1 - self.decay)
         self.variance.lerp_(variance.to(self.variance.dtype), weight.to(self.variance.dtype))
         self.num_batches += 1
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    """Over all values of all processes, which each must call it; the gradient reaches every process's."""
+    total = torch.stack([error.square().sum(), error.new_tensor(error.numel())])
+    if dist.is_available() and dist.is_initialized():
+        total = torch.distributed.nn.functional.all_reduce(total)
+    return total[0] / total[1]

@@ -103,6 +103,11 @@ class VAE(GenerativeModule):
         self.objective.check_flow()
 
     @property
+    def has_capacity(self) -> bool:
+        """Whether the objective aims at a KL of ``capacity``."""
+        return self.objective.has_capacity
+
+    @property
     def sampling_modules(self) -> list[str]:
         """All that a sample or a bound needs: encoder and flow, which belong to the decoder, among them."""
         return ["encoder", "decoder", *with_state(self, "flow", "likelihood", "prior")]

@@ -93,6 +93,8 @@ class Objective(Recorded, ABC):
 
     num_draws: int = 1
     """Draws of ``z`` for each example."""
+    has_capacity: bool = False
+    """Whether it aims at a KL of its draws' capacity."""
 
     @abstractmethod
     def loss(self, draws: Draws) -> Tensor:
@@ -175,6 +177,8 @@ class Capacity(Objective):
     Raises:
         ValueError: If ``gamma`` is not positive, or ``capacity`` negative.
     """
+
+    has_capacity = True
 
     def __init__(self, gamma: float = 100.0, capacity: float = 25.0) -> None:
         if gamma <= 0:

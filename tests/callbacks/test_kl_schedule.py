@@ -17,6 +17,8 @@ from tests.vae.test_vq_module import vqvae
 class Seen(Elbo):
     """Notes what each training step was given."""
 
+    has_capacity = True
+
     def __init__(self) -> None:
         super().__init__()
         self.values: list[tuple[float, float | None]] = []
@@ -130,6 +132,10 @@ def test_a_module_without_what_is_scheduled_is_refused(tmp_path):
     schedule = CapacitySchedule(end=1.0, num_steps=2)
     with pytest.raises(TypeError, match=r"CapacitySchedule: AdversarialVAE has no capacity\. Use it with a VAE and"):
         tiny.train(tmp_path, model(), tiny.digits(), callbacks=[schedule])
+    with pytest.raises(
+        ValueError, match=r"objective aims at no capacity, so nothing would change\. Use the objective Cap"
+    ):
+        tiny.train(tmp_path, tiny.vae(objective=Elbo()), tiny.digits(), callbacks=[schedule])
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow  # each process imports everything anew
 def test_two_processes_make_the_updates_of_one(tmp_path):
-    before = vae_process.module().state_dict()
-    one = vae_process.train(1, tmp_path).state_dict()
     command = [sys.executable, str(Path(__file__).with_name("vae_process.py")), "2", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
-    two = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name, value in one.items():
-        assert torch.equal(two[0][name], two[1][name]), name
-        torch.testing.assert_close(two[0][name], value, rtol=0, atol=1e-10)
-        assert (value - before[name]).abs().max() > 1e-5, f"{name} did not learn, so equality says nothing"
+    for likelihood in vae_process.LIKELIHOODS:
+        before = vae_process.module(likelihood).state_dict()
+        one = vae_process.train(likelihood, 1, tmp_path).state_dict()
+        two = [torch.load(tmp_path / f"{likelihood}_{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for name, value in one.items():
+            assert torch.equal(two[0][name], two[1][name]), name
+            torch.testing.assert_close(two[0][name], value, rtol=0, atol=1e-10)
+            assert (value - before[name]).abs().max() > 1e-5, f"{name} did not learn, so equality says nothing"

@@ -1,9 +1,10 @@
-"""A process of ``test_two_processes.py``: ``python vae_process.py WORLD FOLDER`` trains a VAE in float64."""
+"""A process of ``test_two_processes.py``: ``python vae_process.py WORLD FOLDER`` trains VAEs in float64."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from lit_generative.data.digits import Digits
 from lit_generative.networks.mlp import MLPDecoder, MLPEncoder
-from lit_generative.vae.gaussians import LearnedGaussian
+from lit_generative.vae.gaussians import LearnedGaussian, OptimalGaussian
+from lit_generative.vae.likelihoods import Likelihood
 from lit_generative.vae.module import VAE
 from lit_generative.vae.objectives import ImportanceWeighted
 from lit_generative.vae.priors import GaussianMixturePrior
@@ -34,21 +36,27 @@ class FixedNoiseVAE(VAE):
         return mean + (0.5 * logvar).exp() * torch.sin(40 * places * mean.detach())
 
 
-def module() -> VAE:
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "learned": functools.partial(LearnedGaussian, sigma=0.5),
+    "optimal": OptimalGaussian,
+}
+
+
+def module(likelihood: str) -> VAE:
     torch.manual_seed(0)
     sgd = functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
     return FixedNoiseVAE(
         MLPEncoder((1, 8, 8), latent_dim=3, hidden_dim=8),
         MLPDecoder((1, 8, 8), latent_dim=3, hidden_dim=8),
-        LearnedGaussian(sigma=0.5),
+        LIKELIHOODS[likelihood](),
         ImportanceWeighted(3, doubly_reparameterized=True),
         sgd,
         prior=GaussianMixturePrior(3, 4),
     ).double()
 
 
-def train(world: int, folder: Path) -> VAE:
-    built = module()
+def train(likelihood: str, world: int, folder: Path) -> VAE:
+    built = module(likelihood)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world,
@@ -67,7 +75,8 @@ def train(world: int, folder: Path) -> VAE:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trained = train(int(sys.argv[1]), Path(sys.argv[2]))
-    torch.save(trained.state_dict(), Path(sys.argv[2]) / f"weights_{trained.global_rank}.pt")
+    for likelihood in LIKELIHOODS:
+        trained = train(likelihood, int(sys.argv[1]), Path(sys.argv[2]))
+        torch.save(trained.state_dict(), Path(sys.argv[2]) / f"{likelihood}_{trained.global_rank}.pt")
     torch.distributed.barrier()  # who leaves first would cut the other one off
     torch.distributed.destroy_process_group()
