@@ -11,62 +11,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning as L
 import torch
-import yaml
-from lightning.pytorch.cli import instantiate_module
 
-from benchmarks.runs import ROOT, remembered
-from lit_generative.callbacks.checkpoint import Checkpoint
-from lit_generative.callbacks.ema import EMA
-from lit_generative.data.digits import Digits
-from lit_generative.data.image_data import ImageDataModule
-from lit_generative.data.mnist import FashionMNIST
+from benchmarks.diffusion_models import Data, Model, Scorer, build, choose_data, train
+from benchmarks.runs import remembered
 from lit_generative.diffusion.continuous import EDMSchedule, RectifiedFlow
-from lit_generative.diffusion.module import DDPM
 from lit_generative.diffusion.noise import MinibatchOT, NoiseSource
-from lit_generative.diffusion.objectives import Simple
 from lit_generative.diffusion.parameterizations import (
     CleanImage,
     EDMPreconditioning,
     Epsilon,
     FlowVelocity,
-    Parameterization,
     Velocity,
 )
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
-from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule, NoiseSchedule
+from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.diffusion.solvers import DPMSolver2M, EulerSampler, HeunSampler
 from lit_generative.diffusion.spacings import Karras, Trailing
-from lit_generative.diffusion.times import LogNormalSigma, TimeSampling
-from lit_generative.diffusion.weightings import EDMWeighting, MinSNR, TruncatedSNR, Uniform, Weighting
+from lit_generative.diffusion.times import LogNormalSigma
+from lit_generative.diffusion.weightings import EDMWeighting, MinSNR, TruncatedSNR, Uniform
 from lit_generative.loading import load_module
-from lit_generative.metrics.evaluation import collect_features
-from lit_generative.metrics.feature_set import FeatureSet
-from lit_generative.metrics.features import FeatureExtractor
-from lit_generative.metrics.frechet import Frechet, frechet_distance
-from lit_generative.metrics.small_nets import DigitsFeatures, FashionFeatures
-from lit_generative.metrics.sources import DataModuleImages, ImageSource, ModelSamples
 from lit_generative.recipe import describe
-from lit_generative.training.checkpoint_io import SafeCheckpointIO
 
 STEPS = (10, 20, 50, 250)
-
-
-class Model(NamedTuple):
-    """One way to train."""
-
-    name: str
-    parameterization: Parameterization
-    schedule: NoiseSchedule
-    weighting: Weighting
-    times: TimeSampling | None = None
-    noise: NoiseSource | None = None
 
 
 TARGETS = {"epsilon": Epsilon(), "x0": CleanImage(), "v": Velocity()}
@@ -101,61 +72,6 @@ WALKED = {
 Make = Callable[[int], Sampler]
 
 
-class Data(NamedTuple):
-    """Images, and the features that they are compared in."""
-
-    name: str
-    module: Callable[[], ImageDataModule]
-    extractor: Callable[[], FeatureExtractor]
-
-
-def choose_data(name: str, fashion_dir: str) -> Data:
-    """``digits`` or ``fashion``, as the configs have them."""
-    if name == "digits":
-        return Data(name, lambda: Digits(image_size=16, resize="stretch", batch_size=64), DigitsFeatures)
-    return Data(name, lambda: FashionMNIST(data_dir=fashion_dir, image_size=32, batch_size=64), FashionFeatures)
-
-
-def build(model: Model, steps: int, data: str = "digits") -> DDPM:
-    """The model with the config's network and optimizer."""
-    arguments = yaml.safe_load((ROOT / f"configs/diffusion/ddpm_{data}.yaml").read_text())["model"]["init_args"]
-    arguments["scheduler"]["init_args"]["total_steps"] = steps
-    torch.manual_seed(0)
-    config: DDPM = instantiate_module(DDPM, arguments)
-    return DDPM(
-        config.network,
-        model.schedule,
-        model.parameterization,
-        DDIMSampler(50),
-        config.optimizer,
-        config.scheduler,
-        Simple(model.weighting),
-        model.times,
-        model.noise,
-        clip_samples=True,
-    )
-
-
-def train(model: Model, data: Data, folder: Path, steps: int, seed: int) -> float:
-    """Train and save; returns the CPU seconds it took."""
-    L.seed_everything(seed, verbose=False)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        logger=False,
-        default_root_dir=folder,
-        callbacks=[EMA(half_life=5000), Checkpoint(every_n_steps=10**9, dirpath=str(folder))],
-        plugins=[SafeCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    start = time.process_time()
-    trainer.fit(build(model, steps, data.name), data.module())
-    return time.process_time() - start
-
-
 class Bench:
     """Runs what is missing.
 
@@ -165,15 +81,23 @@ class Bench:
         samples: How many each figure is of.
         seeds: Of the trainings.
         models: Names; None for all.
+        precision: Lightning's, of the trainings.
     """
 
     def __init__(
-        self, data: Data, work: Path, steps: int, samples: int, seeds: Sequence[int], models: Sequence[str] | None
+        self,
+        data: Data,
+        work: Path,
+        steps: int,
+        samples: int,
+        seeds: Sequence[int],
+        models: Sequence[str] | None,
+        precision: str = "32-true",
     ) -> None:
         self.models = [model for model in [*GRID, *OTHERS] if models is None or model.name in models]
         self.data, self.work = data, work if data.name == "digits" else work / data.name
-        self.steps, self.samples, self.seeds = steps, samples, list(seeds)
-        self._real: FeatureSet | None = None
+        self.steps, self.samples, self.seeds, self.precision = steps, samples, list(seeds), precision
+        self._scorer = Scorer(data)
 
     def figure(self, model: Model, sampler: Sampler, label: str) -> list[dict[str, float]]:
         """Distance, and seconds an image, of one sampler, for each seed."""
@@ -189,24 +113,17 @@ class Bench:
 
     def _measure(self, model: Model, sampler: Sampler, folder: Path, seed: int) -> dict[str, float]:
         if not (folder / "last.ckpt").exists():
-            seconds = train(model, self.data, folder, self.steps, seed)
+            module = build(model, self.steps, self.data.name)
+            seconds = train(module, self.data, folder, self.steps, seed, self.precision)
             (folder / "seconds.json").write_text(json.dumps(seconds))
         module: Any = load_module(folder / "last.ckpt")
         module.sampler = sampler
-        if self._real is None:
-            images = self.data.module()
-            images.setup("fit")
-            self._real = self._features(DataModuleImages(images, "train"))
-        start = time.process_time()
-        fake = self._features(ModelSamples(module, self.samples))
+        distance, seconds = self._scorer.score(module, self.samples)
         return {
-            "distance": frechet_distance(self._real.moments, fake.moments),
-            "seconds_an_image": (time.process_time() - start) / self.samples,
+            "distance": distance,
+            "seconds_an_image": seconds / self.samples,
             "seconds_to_train": json.loads((folder / "seconds.json").read_text()),
         }
-
-    def _features(self, source: ImageSource) -> FeatureSet:
-        return collect_features(source, self.data.extractor(), [Frechet()], batch_size=100)
 
 
 def mean(found: list[dict[str, float]], name: str) -> float:
@@ -267,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid-calls", nargs="+", type=int, default=[10, 50])
     parser.add_argument("--models", nargs="+", choices=[model.name for model in [*GRID, *OTHERS]])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--precision", default="32-true", help="Lightning's, of the trainings")
     parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
     parser.add_argument("--fashion-dir", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion_quality"))
@@ -274,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = choose_data(options.data, options.fashion_dir)
-    bench = Bench(data, options.work, options.steps, options.samples, options.seeds, options.models)
+    bench = Bench(data, options.work, options.steps, options.samples, options.seeds, options.models, options.precision)
     grid = grid_table(bench, options.grid_calls)
     walks, curves = walk_table(bench, options.calls)
     title = {"digits": "digits at 16 x 16", "fashion": "Fashion-MNIST at 32 x 32"}[data.name]
@@ -283,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"`python benchmarks/diffusion_quality.py --data {data.name} --steps {options.steps} --samples "
         f"{options.samples} --grid-calls {' '.join(map(str, options.grid_calls))}`, seeds "
         f"{', '.join(map(str, options.seeds))}, one thread, torch {torch.__version__.partition('+')[0]}. All ten "
-        f"classes; network and optimizer of `ddpm_{data.name}`, {options.steps:,} updates of 64 images in float32, "
+        f"classes; network and optimizer of `ddpm_{data.name}`, {options.steps:,} updates of 64 images in "
+        f"`{options.precision}`, "
         f"averaged weights. Frechet distance of {options.samples:,} samples to the training images, in the features of "
         "the shipped net for this data; a guess of the image is clipped to [-1, 1] in all. Steps are spaced by "
         "`Trailing`, those of EDM's Heun by `Karras`. Lower is better."

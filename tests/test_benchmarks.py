@@ -12,7 +12,17 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from benchmarks import callbacks, diffusion_quality, finetuning, frechet_speed, mode_coverage, overhead, vae_likelihood
+from benchmarks import (
+    callbacks,
+    diffusion_models,
+    diffusion_quality,
+    finetuning,
+    frechet_speed,
+    mode_coverage,
+    overhead,
+    patches,
+    vae_likelihood,
+)
 from benchmarks.runs import ROOT
 from lit_generative.__main__ import main
 from lit_generative.tensor_ops import derive_seed, from_uint8
@@ -174,12 +184,24 @@ def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, c
 
 def test_diffusion_quality_on_fashion_has_the_config_of_that_data(tmp_path):
     write_mnist(tmp_path, num_train=80, num_test=20)
-    data = diffusion_quality.choose_data("fashion", str(tmp_path))
-    module = diffusion_quality.build(diffusion_quality.GRID[0], 60, data.name)
+    data = diffusion_models.choose_data("fashion", str(tmp_path))
+    module = diffusion_models.build(diffusion_quality.GRID[0], 60, data.name)
     images = data.module()
     images.setup("fit")
     assert tuple(module.network.sample_shape) == images.sample_shape == (1, 32, 32)
     assert type(data.extractor()).__name__ == "FashionFeatures"
+
+
+@pytest.mark.slow  # trains a few steps
+def test_patches_are_compared_at_equal_seconds(tmp_path):
+    out = tmp_path / "patches.md"
+    options = ["--data", "digits", "--minutes", "0.01", "--seeds", "3", "--samples", "20", "--probe", "2"]
+    patches.main([*options, "--work", str(tmp_path), "--out", str(out)])
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| digits")]
+    assert [row[1] for row in rows] == ["1", "2"]
+    assert all(float(row[k]) > 0 for row in rows for k in (2, 3, 4, 5))
+    first, second = (diffusion_models.build(patches.MODEL, 60, "digits", int(row[1])).network for row in rows)
+    assert (first.unet.config.sample_size, second.unet.config.sample_size) == (16, 8)
 
 
 @pytest.mark.slow  # makes two bases and trains a few steps
