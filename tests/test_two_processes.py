@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from lit_generative.training.checkpoint_io import load_checkpoint
+from tests import processes
 
-pytestmark = pytest.mark.slow  # each process imports everything anew
+pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).parents[1] / "configs"
 CPU = [
     "--trainer.accelerator=cpu",
@@ -25,13 +26,13 @@ CPU = [
 
 
 def command(name: str, config: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "lit_generative", name, "--config", str(CONFIGS / config), *CPU, *options]
+    return ["-m", "lit_generative", name, "--config", str(CONFIGS / config), *CPU, *options]
 
 
 @pytest.mark.parametrize("config", ["gan/dcgan_digits.yaml", "vae/vae_digits.yaml", "diffusion/ddpm_digits.yaml"])
 def test_a_family_trains_on_two_processes(tmp_path, config):
     options = ("--trainer.max_steps=6", "--trainer.val_check_interval=5")
-    subprocess.run(command("fit", config, *options), cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    processes.run(*command("fit", config, *options), cwd=tmp_path)
     checkpoint = load_checkpoint(next(tmp_path.rglob("last.ckpt")))
     assert checkpoint["global_step"] == 6
     assert checkpoint["callbacks"]["EMA"]["images"] == 6 * 64 * 2
@@ -44,7 +45,7 @@ def test_two_processes_share_the_samples_of_predict(tmp_path):
     fit = command("fit", config, "--trainer.max_steps=1", "--trainer.val_check_interval=1")
     predict = command("predict", config, "--ckpt_path=last", "--data.num_predict_samples=7", "--data.eval_batch_size=2")
     for run in (fit, predict):
-        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        processes.run(*run, cwd=tmp_path)
     names = sorted(path.name for path in tmp_path.rglob("predictions/*.png"))
     assert names == [f"{index:06d}.png" for index in range(7)]
 
@@ -65,13 +66,11 @@ def test_one_and_two_processes_give_the_same_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("LITGEN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "evaluation.yaml").write_text(EVALUATION)
     config, more = "vae/vae_digits.yaml", ("--config", "evaluation.yaml")
-    runs = [
-        command("fit", config, *more, "--trainer.max_steps=3", "--trainer.val_check_interval=3"),
-        command("validate", config, *more, "--ckpt_path=last", "--trainer.devices=1"),
-        command("validate", config, *more, "--ckpt_path=last"),
-    ]
-    for run in runs:
-        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    fit = command("fit", config, *more, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
+    validate = command("validate", config, *more, "--ckpt_path=last")
+    processes.run(*fit, cwd=tmp_path)
+    processes.run(*validate, "--trainer.devices=1", cwd=tmp_path, ranks=1)
+    processes.run(*validate, cwd=tmp_path)
     lines = next(tmp_path.rglob("validate/records.jsonl")).read_text().splitlines()
     one, two = (json.loads(line)["record"] for line in lines)
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
@@ -82,7 +81,7 @@ def test_one_and_two_processes_give_the_same_scores(tmp_path, monkeypatch):
 
 def test_a_signal_to_one_process_stops_both_after_the_same_batch(tmp_path):
     process = subprocess.Popen(
-        command("fit", "vae/vae_digits.yaml", "--trainer.max_steps=100000", "--trainer.enable_progress_bar=false"),
+        [sys.executable, *command("fit", "vae/vae_digits.yaml", "--trainer.max_steps=100000")],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,21 +15,19 @@ from lit_generative.metrics.measures import compute_scores
 from lit_generative.metrics.sources import DataModuleImages, ModelSamples
 from lit_generative.training.averages import ema_state
 from lit_generative.training.checkpoint_io import load_checkpoint
-from tests import tiny
+from tests import processes, tiny
 from tests.callbacks import ema_process
 from tests.metrics.tiny_features import TinyFeatures
 from tests.test_resume import assert_same
 
-pytestmark = pytest.mark.slow  # each process imports everything anew
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("kind", "buffers"), [("ddp", "copy"), ("ddp", "average"), ("fsdp2", "copy")])
 def test_two_processes_evaluate_save_and_resume_one_average(tmp_path, kind, buffers):
-    command = [sys.executable, str(Path(__file__).with_name("ema_process.py")), kind, str(tmp_path), buffers]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "LITGEN_CACHE": str(tmp_path / "cache")}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert run.returncode == 0, run.stderr
+    script = Path(__file__).with_name("ema_process.py")
+    processes.run(script, kind, tmp_path, buffers, env={"LITGEN_CACHE": str(tmp_path / "cache")})
     whole, stopped = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("whole", "stopped"))
     for checkpoint in (whole, stopped):  # plain data: whole tensors, wherever they came from
         assert checkpoint["callbacks"]["EMA"]["images"] == 6 * 6

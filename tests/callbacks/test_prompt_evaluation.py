@@ -1,8 +1,5 @@
 import csv
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +12,7 @@ from lit_generative.callbacks.ema import EMA
 from lit_generative.callbacks.prompt_evaluation import PromptEvaluation, unit_features
 from lit_generative.training.csv_logger import CSVLogger
 from lit_generative.types import PromptOptions
-from tests import tiny
+from tests import processes, tiny
 from tests.callbacks import prompted
 from tests.callbacks.prompted import PROMPTS, Draws, subject
 from tests.metrics.tiny_features import TinyFeatures
@@ -197,12 +194,9 @@ def test_a_wrong_argument_is_refused(changes, message):
         Brightness(**changes)
 
 
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 def test_two_processes_draw_and_score_as_one_does(tmp_path):
-    command = [sys.executable, str(Path(prompted.__file__)), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert run.returncode == 0, run.stderr
+    processes.run(prompted.__file__, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     alone = prompted.measured(tmp_path / "alone", devices=1)
     assert torch.equal(first["before"], alone["before"])

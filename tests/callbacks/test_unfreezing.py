@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +14,7 @@ from torch import nn
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.unfreezing import GradualUnfreezing
 from lit_generative.training.lr_schedules import WarmupLinear
-from tests import tiny
+from tests import processes, tiny
 from tests.callbacks import unfreezing_process
 
 ROOT = Path(__file__).parents[2]
@@ -185,11 +182,10 @@ def test_rates_need_a_module_of_ours():
         callback.setup(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), module, "fit")
 
 
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path):
     one = unfreezing_process.train(1, tmp_path).state_dict()
-    command = [sys.executable, str(Path(__file__).with_name("unfreezing_process.py")), "2", str(tmp_path)]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("unfreezing_process.py"), 2, tmp_path)
     two = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.diffusion import ddpm_process
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one_and_give_its_likelihoods(tmp_path):
     before = ddpm_process.module().state_dict()
     one, scores = ddpm_process.run(1, tmp_path)
-    command = [sys.executable, str(Path(__file__).with_name("ddpm_process.py")), "2", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("ddpm_process.py"), 2, tmp_path)
     two = [torch.load(tmp_path / f"of_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in one.items():
         assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name

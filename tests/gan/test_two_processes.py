@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -12,20 +10,16 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests import tiny
+from tests import processes, tiny
 from tests.gan import ddp_process
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 def test_two_processes_make_the_updates_of_one(tmp_path, parts):
     before = ddp_process.module().state_dict()
     one = ddp_process.train(1, tmp_path).state_dict()
-    command = [sys.executable, str(Path(__file__).with_name("ddp_process.py")), "2", str(tmp_path), str(parts)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("ddp_process.py"), 2, tmp_path, parts)
     two = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name

@@ -1,6 +1,7 @@
-"""What ``test_two_processes.py`` runs in each of two processes: ``python process_pair.py INDEX FOLDER``."""
+"""What ``test_two_processes.py`` runs in each of two processes: ``process_pair.py FOLDER``, its index in LOCAL_RANK."""
 
 import contextlib
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -90,7 +91,7 @@ def run(process: int) -> dict:
 
 
 if __name__ == "__main__":
-    index, folder = int(sys.argv[1]), Path(sys.argv[2])
+    index, folder = int(os.environ["LOCAL_RANK"]), Path(sys.argv[1])
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=index, world_size=2, timeout=timedelta(seconds=60))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +13,10 @@ from lit_generative.metrics.inception_score import InceptionScore
 from lit_generative.metrics.kernel import Kernel
 from lit_generative.metrics.mode_coverage import ModeCoverage
 from lit_generative.metrics.precision_recall import PrecisionRecall
+from tests import processes
 from tests.metrics.tiny_features import TinyFeatures
 
-pytestmark = pytest.mark.slow  # each process imports everything anew
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("process_pair.py")
 
 
@@ -26,13 +24,7 @@ SCRIPT = Path(__file__).with_name("process_pair.py")
 def found(tmp_path_factory) -> list[dict]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("pair")
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
-    pair = [subprocess.Popen([sys.executable, SCRIPT, str(index), folder], env=environment) for index in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in pair] == [0, 0]
-    finally:
-        for process in pair:
-            process.kill()
+    processes.run(SCRIPT, folder)
     return [torch.load(folder / f"{index}.pt") for index in range(2)]
 
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -41,12 +38,11 @@ from lit_generative.vae.adversarial_module import AdversarialVAE
 from lit_generative.vae.discretized import DiscretizedLogistic
 from lit_generative.vae.gaussians import LearnedGaussian
 from lit_generative.vae.likelihoods import Bernoulli, Gaussian
-from tests import families, tiny
+from tests import families, processes, tiny
 from tests.gan.test_training_step import Waits
 from tests.test_resume import assert_same
 from tests.vae import adversarial_process
 
-ROOT = Path(__file__).parents[2]
 IMAGES = {"image_size": 8, "channels": 1, "width": 4}
 ALWAYS = {"reconstruction", "kl"}
 JUDGED = {"generator_loss", "discriminator_loss", "real_logits", "fake_logits"}
@@ -285,13 +281,11 @@ def test_no_step_waits_for_the_device(tmp_path):
     assert counts == [0, 0, 0]
 
 
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path):
     before = adversarial_process.module().state_dict()
     one = adversarial_process.train(1, tmp_path).state_dict()
-    command = [sys.executable, str(Path(__file__).with_name("adversarial_process.py")), "2", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("adversarial_process.py"), 2, tmp_path)
     two = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.vae import vae_process
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path):
-    command = [sys.executable, str(Path(__file__).with_name("vae_process.py")), "2", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("vae_process.py"), 2, tmp_path)
     for likelihood in vae_process.LIKELIHOODS:
         before = vae_process.module(likelihood).state_dict()
         one = vae_process.train(likelihood, 1, tmp_path).state_dict()

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.vae import vq_ddp_process
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow
 @pytest.mark.parametrize("broadcast_buffers", [True])  # DDP's default; False gave the same
 def test_two_processes_make_the_updates_and_the_restarts_of_one(tmp_path, broadcast_buffers):
     before = vq_ddp_process.module().state_dict()
     trained, metrics = vq_ddp_process.train(1, tmp_path)
     one = trained.state_dict()
-    script = str(Path(__file__).with_name("vq_ddp_process.py"))
-    command = [sys.executable, script, "2", str(tmp_path), str(broadcast_buffers)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    processes.run(Path(__file__).with_name("vq_ddp_process.py"), 2, tmp_path, broadcast_buffers)
     two, scores = zip(*[torch.load(tmp_path / f"result_{i}.pt", weights_only=True) for i in (0, 1)], strict=True)
     for name, value in one.items():
         assert torch.equal(two[0][name], two[1][name]), name
