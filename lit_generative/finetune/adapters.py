@@ -1,8 +1,8 @@
 """Adapters of PEFT: small trained parts within a frozen network.
 
 Which adapter, and where, is said by a config class of PEFT: ``peft.LoraConfig`` (Hu et al. 2021, arXiv:2106.09685; with
-``use_dora`` DoRA, Liu et al. 2024, arXiv:2402.09353), ``peft.LoHaConfig``, ``peft.LoKrConfig``, ``peft.IA3Config``,
-``peft.AdaLoraConfig`` and others.
+``use_dora`` DoRA, Liu et al. 2024, arXiv:2402.09353), ``peft.LoHaConfig``, ``peft.LoKrConfig``, ``peft.IA3Config`` and
+others; ``peft.AdaLoraConfig`` together with the callback ``RankAllocation``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import AdaLoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -62,6 +62,8 @@ def inject(who: str, network: nn.Module, config: PeftConfig) -> PeftConfig:
         inject_adapter_in_model(config, network)
     except ValueError as error:
         raise ValueError(f"{who}: {type(config).__name__} does not fit: {str(error).splitlines()[0]}") from error
+    if isinstance(config, AdaLoraConfig):
+        network.needed_callback = "RankAllocation"  # type: ignore[assignment]
     return config
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from peft import AdaLoraConfig, PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
+from peft import PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
 
 from lit_generative.finetune.adapters import inject
 
@@ -54,15 +54,10 @@ def check_adapter(who: str, adapter: PeftConfig | None, patterns: Sequence[str],
 
     Raises:
         ValueError: If weights are chosen beside an adapter, or prefix tuning is to keep no activations.
-        TypeError: If the method needs more than its loss, or is of another task.
+        TypeError: If the adapter is of another task.
     """
     if adapter is None:
         return
-    if isinstance(adapter, AdaLoraConfig):
-        raise TypeError(
-            f"{who}: AdaLoraConfig is not supported: it takes ranks away after each update, by sums that no checkpoint "
-            "would hold. Use LoraConfig."
-        )
     if adapter.task_type not in (None, TaskType.CAUSAL_LM):
         raise TypeError(f"{who}: the adapter's task_type must be CAUSAL_LM, got {adapter.task_type}. Leave it out.")
     if patterns:

@@ -95,15 +95,16 @@ def check_weights(module: L.LightningModule, state: Mapping[str, Tensor], saved:
 
 
 def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> None:
-    """Refuse a precision or a strategy that the module cannot work with.
+    """Refuse a precision or a strategy that the module cannot work with, and training without a callback it needs.
 
     Args:
-        module: Named in the message.
+        module: Named in the message; a part of it may name a class of callbacks as ``needed_callback``.
         trainer: Its settings.
         stage: ``fit`` or another.
 
     Raises:
-        ValueError: If the weights would be of another type than noise and images, or the graph may not change.
+        ValueError: If the weights would be of another type than noise and images, the graph may not change, or such a
+            callback is missing.
     """
     who, precision = type(module).__name__, str(trainer.precision)
     if precision in ("16-true", "bf16-true", "64-true"):
@@ -111,6 +112,11 @@ def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> 
             f"{who}: noise and images are float32, so precision={precision!r} cannot work. "
             "Use 32-true, bf16-mixed or 16-mixed."
         )
+    needed = {name for part in module.modules() if (name := getattr(part, "needed_callback", None)) is not None}
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    missing = needed - {kind.__name__ for callback in callbacks for kind in type(callback).__mro__}
+    if stage == "fit" and missing:
+        raise ValueError(f"{who}: a part of it cannot be trained without the callback {min(missing)}. Add it.")
     strategy = trainer.strategy
     takes_turns = stage == "fit" and not module.automatic_optimization and isinstance(strategy, DDPStrategy)
     if takes_turns and strategy._ddp_kwargs.get("static_graph"):  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, PromptTuningConfig
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, PromptTuningConfig
 from torch import nn
 
 from lit_generative.callbacks.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ CONFIGS = {
     "DoRA": LoraConfig(r=2, use_dora=True, target_modules=["0"]),
     "LoHa": LoHaConfig(r=2, target_modules=["0"]),
     "LoKr": LoKrConfig(r=2, target_modules=["2"]),
+    "AdaLoRA": AdaLoraConfig(total_step=10, target_modules=["0", "2"]),
     "IA3": IA3Config(target_modules=["0", "2"], feedforward_modules=[]),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

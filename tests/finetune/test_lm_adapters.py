@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from peft import (
-    AdaLoraConfig,
     IA3Config,
     LoraConfig,
     PrefixTuningConfig,
@@ -71,8 +70,6 @@ def test_a_prompt_that_does_not_fit_the_model_is_refused(tiny_llama):
 
 
 def test_what_could_not_be_trained_so_is_refused():
-    with pytest.raises(TypeError, match=r"CausalLM: AdaLoraConfig is not supported: .*Use LoraConfig"):
-        check_adapter("CausalLM", AdaLoraConfig(total_step=10), [], False)
     with pytest.raises(TypeError, match=r"task_type must be CAUSAL_LM, got .*SEQ_CLS. Leave it out"):
         check_adapter("CausalLM", LoraConfig(task_type=TaskType.SEQ_CLS), [], False)
     with pytest.raises(ValueError, match=r"train and freeze, here \['lm_head'\], choose among the base's weights"):
