@@ -15,6 +15,7 @@ from lit_generative.tensor_ops import (
     frozen,
     full_precision,
     generators_of,
+    log_ndtr,
     perplexity,
     randn,
     random_labels,
@@ -249,3 +250,20 @@ def test_pixel_levels_pass_also_in_bfloat16_and_nothing_else_does():
     for bad in (levels + 1 / 255, levels * 1.01, torch.tensor([torch.nan])):
         with pytest.raises(ValueError, match=r"Who: images must hold the 256 levels .* nearest\. Do this\."):
             check_pixel_levels("Who: images", bad, "Do this.")
+
+
+def test_the_logarithm_of_the_normal_distribution_function_has_an_exact_gradient_at_any_distance():
+    x = torch.tensor([-1e30, -1e5, -1e4, -300.0, -5.0, 0.0, 2.0, 30.0, 1e30], requires_grad=True)
+    y = log_ndtr(x)
+    torch.testing.assert_close(y.detach(), torch.special.log_ndtr(x.detach()), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    middle = x.detach().double()[3:7].requires_grad_()
+    (expected,) = torch.autograd.grad(torch.special.log_ndtr(middle).sum(), middle)
+    torch.testing.assert_close(gradient[3:7].double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient[:3], -x.detach()[:3])  # phi(x) / Phi(x) is -x - 1/x there, and less
+    assert gradient[-1] == 0
+
+
+def test_the_gradient_of_the_normal_distribution_function_is_that_of_differences():
+    x = torch.linspace(-30, 4, 20, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(log_ndtr, x)

@@ -25,6 +25,7 @@ from lit_generative.tensor_ops import (
     check_pixel_levels,
     evaluating,
     expand_like,
+    log_ndtr,
     randn,
     sum_per_example,
 )
@@ -70,8 +71,8 @@ class DiscretizedGaussian(Decoder):
         darkest, brightest = level <= 0, level >= 255
         mirrored = brightest | ((from_mean > 0) & ~darkest)
         near, far = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
-        log_near = torch.special.log_ndtr(near)
-        ratio = torch.where(darkest | brightest, -math.inf, torch.special.log_ndtr(far) - log_near)  # 0 with the tail
+        log_near = log_ndtr(near)
+        ratio = torch.where(darkest | brightest, -math.inf, log_ndtr(far) - log_near)  # 0 with the tail
         return sum_per_example(log_near + (-torch.expm1(ratio)).log())
 
     @override
