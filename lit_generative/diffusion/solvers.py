@@ -110,7 +110,7 @@ class HeunSampler(Sampler):
         if factor == 0 or now.alpha == 0 or not self.s_min <= (s := now.sigma / now.alpha) <= self.s_max:
             return x_t, now
         up = schedule.level(schedule.nearest_time(s * (1 + factor)))
-        if up.t <= now.t or up.alpha == 0:
+        if up.t <= now.t:
             return x_t, now
         added = self.s_noise * math.sqrt((up.sigma / up.alpha) ** 2 - s**2)
         return up.alpha * (x_t / now.alpha + added * noise()), up

@@ -63,7 +63,7 @@ def inject(who: str, network: nn.Module, config: PeftConfig) -> PeftConfig:
     except ValueError as error:
         raise ValueError(f"{who}: {type(config).__name__} does not fit: {str(error).splitlines()[0]}") from error
     if isinstance(config, AdaLoraConfig):
-        network.needed_callback = "RankAllocation"  # type: ignore[assignment]
+        network.needed_callback = "lit_generative.callbacks.rank_allocation.RankAllocation"  # type: ignore[assignment]
     return config
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_generative.recipe import class_path
 from lit_generative.types import Batch, DescribesData
 
 
@@ -98,7 +99,7 @@ def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> 
     """Refuse a precision or a strategy that the module cannot work with, and training without a callback it needs.
 
     Args:
-        module: Named in the message; a part of it may name a class of callbacks as ``needed_callback``.
+        module: Named in the message; a part of it may name the path of a callback as ``needed_callback``.
         trainer: Its settings.
         stage: ``fit`` or another.
 
@@ -114,9 +115,9 @@ def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> 
         )
     needed = {name for part in module.modules() if (name := getattr(part, "needed_callback", None)) is not None}
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    missing = needed - {kind.__name__ for callback in callbacks for kind in type(callback).__mro__}
+    missing = needed - {class_path(kind) for callback in callbacks for kind in type(callback).__mro__}
     if stage == "fit" and missing:
-        raise ValueError(f"{who}: a part of it cannot be trained without the callback {min(missing)}. Add it.")
+        raise ValueError(f"{who}: a part of it cannot be trained without {min(missing)}. Add it to trainer.callbacks.")
     strategy = trainer.strategy
     takes_turns = stage == "fit" and not module.automatic_optimization and isinstance(strategy, DDPStrategy)
     if takes_turns and strategy._ddp_kwargs.get("static_graph"):  # type: ignore[attr-defined]

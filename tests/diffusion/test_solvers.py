@@ -94,6 +94,18 @@ def test_the_network_is_called_as_often_as_said(sampler, calls):
     assert len(denoise.network.times) == calls
 
 
+@pytest.mark.parametrize("sampler", [EulerSampler(7), HeunSampler(7), DPMSolver2M(7)], ids=lambda s: type(s).__name__)
+def test_a_walk_also_gives_the_guess_at_each_step(sampler):
+    schedule = EDMSchedule()
+    denoise = exact_denoiser(schedule)
+    here = at_first_level(start(sampler, schedule), schedule, sampler.levels(schedule)[0])
+    for level, (x_t, x0) in zip(
+        sampler.levels(schedule), sampler.trajectory(denoise, start(sampler, schedule), refuse), strict=False
+    ):
+        torch.testing.assert_close(x0, denoise(here, level).x0)
+        here = x_t
+
+
 # ---- Euler
 
 
@@ -177,7 +189,8 @@ def test_churning_adds_noise_up_to_a_level_of_the_schedule(schedule):
 
 
 def test_nothing_is_churned_where_no_level_is_nearer():
-    schedule, few = EDMSchedule(), LinearSchedule(5)
+    schedule, few, noiseless = EDMSchedule(), LinearSchedule(5), LinearSchedule(10, 0.2, 0.9, zero_terminal_snr=True)
+    assert noiseless.level(9).alpha == 0
     for sampler, where, now in [
         (HeunSampler(20), schedule, schedule.level(0.5)),
         (HeunSampler(20, s_churn=4.0, s_min=2.0), schedule, schedule.level(schedule.nearest_time(1.9))),
@@ -185,6 +198,7 @@ def test_nothing_is_churned_where_no_level_is_nearer():
         (HeunSampler(20, s_churn=4.0), schedule, schedule.level(1.0)),
         (HeunSampler(20, s_churn=0.2), few, few.level(2)),
         (HeunSampler(20, s_churn=4.0), RectifiedFlow(), RectifiedFlow().level(1.0)),
+        (HeunSampler(2, s_churn=4.0), noiseless, noiseless.level(8)),
     ]:
         x_t = torch.zeros(1, 2)
         assert sampler._churn(x_t, now, where, refuse) == (x_t, now)
@@ -194,6 +208,7 @@ def test_nothing_is_churned_where_no_level_is_nearer():
     "settings", [{"s_churn": -1.0}, {"s_min": -0.1}, {"s_noise": -1.0}, {"s_min": 2.0, "s_max": 1.0}]
 )
 def test_heuns_settings_out_of_range_are_refused(settings):
+    HeunSampler(s_min=2.0, s_max=2.0)
     with pytest.raises(ValueError, match="HeunSampler: s_churn, s_min and s_noise must be at least 0"):
         HeunSampler(**settings)
 
@@ -238,3 +253,15 @@ def test_a_lower_order_at_the_end_is_nearer_where_the_last_level_has_hardly_any_
     for schedule in (LinearSchedule(), CosineSchedule(), RectifiedFlow(), CosineLogSNR()):
         lower, as_ever = (error(DPMSolver2M(20, lower_order_final=flag), schedule) for flag in (True, False))
         assert lower < 0.6 * as_ever
+
+
+def test_after_pure_noise_2m_takes_the_guess_as_it_is():
+    schedule = RectifiedFlow()
+    levels = DPMSolver2M(4, lower_order_final=False).levels(schedule)
+    assert levels[0].alpha == 0
+    walks = [
+        [x for x, _ in sampler.trajectory(exact_denoiser(schedule), START, refuse)]
+        for sampler in (DPMSolver2M(4, lower_order_final=False), EulerSampler(4))
+    ]
+    torch.testing.assert_close(walks[0][:2], walks[1][:2])
+    assert (walks[0][2] - walks[1][2]).abs().max() > 1e-3
