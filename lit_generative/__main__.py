@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except wandb_errors() as error:
         return report(error, hint=OFFLINE)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         if not is_ours(error):
             raise
         return report(error)

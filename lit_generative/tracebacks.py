@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Iterator
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by this package's own code, so that its message was written for the user."""
+    """Whether the error was raised by this package's own code, so that its message was written for the user.
+
+    A ``RuntimeError`` is also what torch raises of tensors that do not fit: ours is one that a ``raise`` raised.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("lit_generative")
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__", "")).startswith("lit_generative"):
+        return False
+    raised = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised or not isinstance(error, RuntimeError)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -227,6 +227,15 @@ def test_a_constructors_error_is_one_line(capsys):
     assert error.startswith("litgen: error: ConvEncoder: image_size")
 
 
+def test_a_failure_that_stops_training_is_one_line(capsys):
+    health = '[{"class_path": "lit_generative.callbacks.training_health.TrainingHealth", "init_args": {"stop": true, '
+    options = ["--model.optimizer.init_args.lr=1e30", "--trainer.log_every_n_steps=1"]
+    assert litgen("fit", *options, f'--trainer.callbacks={health}"every_n_steps": null}}}}]') == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("litgen: error: TrainingHealth: at update ")
+
+
 def test_data_that_does_not_fit_the_network_is_found_before_training(capsys):
     assert litgen("fit", "--data.image_size", "16") == 1
     assert "takes examples of shape (1, 8, 8), but Digits yields (1, 16, 16)" in capsys.readouterr().err
