@@ -70,7 +70,8 @@ class LitGenCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         data, model = (config[name].get("init_args", {}) for name in ("data", "model"))
         if "pretrained" in data and data["pretrained"] is None and "pretrained" in model:
-            data["pretrained"] = model["pretrained"]
+            for name in ("pretrained", "revision"):
+                data[name] = model.get(name)
 
     @override
     def instantiate_classes(self) -> None:

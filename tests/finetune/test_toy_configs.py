@@ -56,6 +56,24 @@ def test_each_has_a_twin_for_a_real_base():
         assert path.read_text().splitlines()[2].startswith("# Result: not measured"), path
 
 
+def test_the_tokenizer_is_that_of_the_models_revision(tiny_llama, tmp_path, monkeypatch):
+    def seen(who: str, pretrained: str, revision: str | None) -> None:
+        raise ValueError(f"{who} loads {pretrained} of {revision}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lit_generative.data.texts.load_tokenizer", seen)
+    Path("config.yaml").write_text(yaml.safe_dump(shortened("llama_lora")))
+    model = [f"--model.init_args.pretrained={tiny_llama}", "--model.init_args.revision=abc"]
+    with pytest.raises(ValueError, match=f"ToyTexts loads {tiny_llama} of abc"):
+        main(["fit", "--config", "config.yaml", *model])
+
+
+def test_real_bases_are_pinned():
+    for path in (ROOT / "configs/finetune").glob("*.yaml"):
+        assert len(yaml.safe_load(path.read_text())["model"]["init_args"].get("revision", 40 * "0")) == 40, path
+        assert "pretrained" not in path.read_text() or "revision" in path.read_text(), path
+
+
 @pytest.mark.slow  # some seconds each
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_run_trains_reloads_samples_and_is_exported(name, tmp_path, monkeypatch, request):
