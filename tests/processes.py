@@ -7,6 +7,7 @@ went well. What is tested in the starting itself, or by signals, starts processe
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
@@ -53,21 +54,34 @@ def run(*argv: Any, ranks: int = 2, cwd: Path | None = None, env: Mapping[str, s
         distributed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"} if ranks > 1 else {}
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {}), **distributed}
         job = {"argv": [*map(str, argv)], "ranks": ranks, "cwd": str(cwd or ROOT), "env": environment, "log": log.name}
-        warm = _warm()
-        assert warm.stdin is not None
-        assert warm.stdout is not None
-        print(json.dumps(job), file=warm.stdin, flush=True)
-        if (answer := warm.stdout.readline().strip()) != "0":
+        if (answer := _answer(json.dumps(job))) != "0":
             raise RuntimeError(f"{' '.join(job['argv'])} ended with {answer}:\n{Path(log.name).read_text()}")
+
+
+def _answer(job: str) -> str:
+    warm = _warm()
+    assert warm.stdin is not None
+    assert warm.stdout is not None
+    try:
+        print(job, file=warm.stdin, flush=True)
+        return warm.stdout.readline().strip()
+    except BaseException:  # a test's time is over: the next one must not wait for what hangs
+        _end(warm)
+        _warm.cache_clear()
+        raise
 
 
 @functools.cache
 def _warm() -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    atexit.register(process.kill)
+    command, pipe = [sys.executable, __file__], subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+    atexit.register(_end, process)
     return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _serve() -> None:
