@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -73,8 +74,15 @@ class Components(NamedTuple):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at ``z``, ``(..., D)``: nats, ``(...)``."""
-        each = normal_log_prob(z.unsqueeze(-2), self.mean, self.logvar)
-        return torch.logsumexp(self.log_weight + each, dim=-1)
+        if z.device.type == "mps":  # has no float64, without which the products below would cancel
+            each = normal_log_prob(z.unsqueeze(-2), self.mean, self.logvar)
+            return torch.logsumexp(self.log_weight + each, dim=-1)
+        # Two matrix products instead of (..., M, D) differences: a tenth of the time, and of the memory.
+        wide, mean, logvar = z.double(), self.mean.double(), self.logvar.double()
+        precision = (-logvar).exp()
+        squares = wide.square() @ precision.T - 2 * wide @ (mean * precision).T + (mean.square() * precision).sum(dim=1)
+        each = -0.5 * (squares + (logvar + math.log(2 * math.pi)).sum(dim=1))
+        return torch.logsumexp(self.log_weight + each, dim=-1).to(z.dtype)
 
     def sample(self, num: int, generator: Generators) -> Tensor:
         """Draw ``(num, D)``: a component, then a point of it."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from lit_generative.tensor_ops import sample_generators
-from lit_generative.vae.priors import GaussianMixturePrior, Prior, StandardNormal, VampPrior
+from lit_generative.vae.distributions import normal_log_prob
+from lit_generative.vae.priors import Components, GaussianMixturePrior, Prior, StandardNormal, VampPrior
 
 D = 2
 
@@ -114,3 +115,15 @@ def test_pseudo_inputs_may_begin_with_images():
     torch.testing.assert_close(prior.pseudo_inputs.tanh(), 0.95 * images)
     with pytest.raises(ValueError, match=r"begins with 4 images of shape \(1, 2, 2\), got \(3, 1, 2, 2\)"):
         prior.begin_with(images[:3])
+
+
+def test_a_mixture_of_narrow_components_far_off_keeps_its_digits():
+    generator = torch.Generator().manual_seed(0)
+    mean, z = 30 + torch.randn(2, 5, 8, generator=generator)
+    components = Components(mean, torch.full((5, 8), -9.0), torch.full((5,), 0.2).log())
+    each = normal_log_prob(z.double().unsqueeze(-2), mean.double(), components.logvar.double())
+    expected = torch.logsumexp(components.log_weight.double() + each, dim=-1)
+    assert expected.min() < -1e4
+    torch.testing.assert_close(components.log_prob(z).double(), expected, rtol=1e-6, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(components.log_prob(z).double(), expected, rtol=1e-6, atol=0)
