@@ -169,6 +169,7 @@ def draw(curves: dict[str, list[float]], num_steps: Sequence[int], path: Path) -
     for name, distances in curves.items():
         axes.loglog(num_steps, distances, marker="o", label=name)
     axes.set_xticks(num_steps, [str(n) for n in num_steps])
+    axes.set_xticks([], minor=True)
     axes.set(xlabel="network calls", ylabel="Frechet distance")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)
@@ -199,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = (
         f"# Quality of diffusion models: {title}\n\n"
         f"`python benchmarks/diffusion_quality.py --data {data.name} --steps {options.steps} --samples "
-        f"{options.samples} --grid-calls {' '.join(map(str, options.grid_calls))}`, seeds "
+        f"{options.samples} --precision {options.precision} --calls {' '.join(map(str, options.calls))} --grid-calls "
+        f"{' '.join(map(str, options.grid_calls))}`, seeds "
         f"{', '.join(map(str, options.seeds))}, one thread, torch {torch.__version__.partition('+')[0]}. All ten "
         f"classes; network and optimizer of `ddpm_{data.name}`, {options.steps:,} updates of 64 images in "
         f"`{options.precision}`, "
