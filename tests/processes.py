@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _serve() -> None:
     for name in HEAVY:
         importlib.import_module(name)
+    tests = sys.modules["tests"] = types.ModuleType("tests")  # packages that are installed may have one of that name
+    tests.__path__ = [str(ROOT / "tests")]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

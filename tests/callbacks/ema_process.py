@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -25,6 +23,8 @@ from lit_generative.metrics.kernel import Kernel
 from lit_generative.recipe import Recorded
 from lit_generative.training.module import GenerativeModule
 from lit_generative.vae.module import VAE
+from tests import tiny
+from tests.metrics.tiny_features import TinyFeatures
 
 HALF_LIVES = {"fast": 20.0, "slow": 200.0}
 ADAM = functools.partial(torch.optim.Adam, lr=0.05)
@@ -82,7 +82,7 @@ class Seen(L.Callback):
 
 def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tuple[L.Trainer, Seen]:
     """Fit, from ``last.ckpt`` if there is one."""
-    tiny, seen, last = load("tiny"), Seen(), folder / "last.ckpt"
+    seen, last = Seen(), folder / "last.ckpt"
     sharded = kind == "fsdp2"
     torch.manual_seed(seed)
     networks = {} if sharded else normed()
@@ -99,7 +99,7 @@ def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tup
             PostHocEMA(every_n_steps=2),
             SampleGrid(every_n_steps=2, num_samples=4),
             # Ten samples are three batches: one process has one more than the other.
-            FIDEvaluation(load("metrics/tiny_features").TinyFeatures(), [Frechet(), Kernel()], 10, 3, batch_size=4),
+            FIDEvaluation(TinyFeatures(), [Frechet(), Kernel()], 10, 3, batch_size=4),
             seen,
             Checkpoint(1000, dirpath=str(folder)),
         ],
@@ -111,16 +111,6 @@ def run(kind: str, folder: Path, buffers: str, steps: int, seed: int = 0) -> tup
         module = Sharded(**{name: getattr(built, name) for name in parts})
     trainer.fit(module, tiny.digits(batch_size=3), ckpt_path=last if last.exists() else None)
     return trainer, seen
-
-
-def load(name: str) -> Any:
-    """A module of ``tests``, which a process outside of pytest does not find by name."""
-    spec = importlib.util.spec_from_file_location(Path(name).name, Path(__file__).parents[1] / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

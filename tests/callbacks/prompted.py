@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from lit_generative.callbacks.subject_similarity import SubjectSimilarity
 from lit_generative.data.toy_shapes import ToySubject
 from lit_generative.tensor_ops import randn
 from lit_generative.types import PromptOptions
+from tests import tiny
+from tests.metrics.tiny_features import TinyFeatures
 
 PROMPTS = ["a circle", "a sks circle", "a photo of a circle"]
 
@@ -64,19 +65,9 @@ def subject(**changes: Any) -> ToySubject:
     return ToySubject(**{"batch_size": 4, "repeats": 5} | changes)
 
 
-def load(name: str) -> Any:
-    """A module of ``tests``, which a process outside of pytest does not find by name."""
-    spec = importlib.util.spec_from_file_location(Path(name).name, Path(__file__).parents[1] / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def measured(folder: Path, devices: int) -> dict[str, Any]:
     """Scores and kept pictures of a run; the same steps on the same data, however many devices."""
-    tiny, features = load("tiny"), load("metrics/tiny_features").TinyFeatures()
+    features = TinyFeatures()
     # Seven pictures are three batches: of two processes, one has one more than the other.
     options = {"num_samples": 7, "batch_size": 3}
     callbacks = [SubjectSimilarity(features, PROMPTS, **options), PriorDrift(PROMPTS, extractor=features, **options)]

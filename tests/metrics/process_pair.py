@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny_features import TinyFeatures  # beside this file, which is run as a script
 
 from lit_generative.metrics.frechet import Frechet
 from lit_generative.metrics.generative_metrics import GenerativeMetrics
@@ -17,6 +16,7 @@ from lit_generative.metrics.kernel import Kernel
 from lit_generative.metrics.mode_coverage import ModeCoverage
 from lit_generative.metrics.precision_recall import PrecisionRecall
 from lit_generative.metrics.processes import gather_rows, on_first_process, raise_together, sum_over_processes
+from tests.metrics.tiny_features import TinyFeatures
 
 
 def images(n: int, seed: int) -> torch.Tensor:
