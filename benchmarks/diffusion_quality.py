@@ -113,9 +113,9 @@ class Bench:
 
     def _measure(self, model: Model, sampler: Sampler, folder: Path, seed: int) -> dict[str, float]:
         if not (folder / "last.ckpt").exists():
-            module = build(model, self.steps, self.data.name)
-            seconds = train(module, self.data, folder, self.steps, seed, self.precision)
-            (folder / "seconds.json").write_text(json.dumps(seconds))
+            untrained = build(model, self.steps, self.data.name)
+            trained_in = train(untrained, self.data, folder, self.steps, seed, self.precision)
+            (folder / "seconds.json").write_text(json.dumps(trained_in))
         module: Any = load_module(folder / "last.ckpt")
         module.sampler = sampler
         distance, seconds = self._scorer.score(module, self.samples)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_generative.callbacks.mixed_precision import unscale_gradients
+from lit_generative.training.run import log_now
+
 _ADAPTER = "default"
 
 
@@ -24,7 +27,8 @@ class RankAllocation(L.Callback):
     of least importance, over all weights of a network, are set to 0, every ``deltaT`` updates some more, until
     ``tfinal`` updates before ``total_step`` ``target_r`` of a weight are left on average; from there they stay. Both
     factors are kept near orthogonal by a penalty of weight ``orth_reg_weight``, whose gradient is added here: no logged
-    loss holds it. ``train/mean_rank`` is logged. Sums and ranks are saved: a resumed run ends as one never stopped.
+    loss holds it; put the callback before GradientClipping. ``train/mean_rank`` is logged. Sums and ranks are saved: a
+    resumed run ends as one never stopped.
 
     Files of the adapter keep ``init_r`` ranks of each weight, zeros among them.
 
@@ -76,6 +80,7 @@ class RankAllocation(L.Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        unscale_gradients(trainer, optimizer)
         for allocator in self._allocators:
             allocator.add_penalty()
 
@@ -88,8 +93,9 @@ class RankAllocation(L.Callback):
         for allocator in self._allocators:
             allocator.allocate(self._done)
         self._done = trainer.global_step
-        ranks = [rank for allocator in self._allocators for rank in allocator.ranks()]
-        pl_module.log("train/mean_rank", sum(ranks) / len(ranks))
+        if log_now(trainer):  # counting makes the host wait for the device
+            ranks = [rank for allocator in self._allocators for rank in allocator.ranks()]
+            pl_module.log("train/mean_rank", sum(ranks) / len(ranks))
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -70,8 +70,9 @@ class LitGenCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         data, model = (config[name].get("init_args", {}) for name in ("data", "model"))
         if "pretrained" in data and data["pretrained"] is None and "pretrained" in model:
-            for name in ("pretrained", "revision"):
-                data[name] = model.get(name)
+            data["pretrained"] = model["pretrained"]
+            if data.get("revision") is None:
+                data["revision"] = model.get("revision")
 
     @override
     def instantiate_classes(self) -> None:

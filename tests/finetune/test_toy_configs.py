@@ -66,6 +66,8 @@ def test_the_tokenizer_is_that_of_the_models_revision(tiny_llama, tmp_path, monk
     model = [f"--model.init_args.pretrained={tiny_llama}", "--model.init_args.revision=abc"]
     with pytest.raises(ValueError, match=f"ToyTexts loads {tiny_llama} of abc"):
         main(["fit", "--config", "config.yaml", *model])
+    with pytest.raises(ValueError, match=f"ToyTexts loads {tiny_llama} of def"):
+        main(["fit", "--config", "config.yaml", *model, "--data.init_args.revision=def"])
 
 
 def test_real_bases_are_pinned():
