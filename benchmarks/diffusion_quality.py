@@ -1,6 +1,6 @@
 """Trains small diffusion models, and tabulates quality by target, schedule, weighting, sampler and steps.
 
-Run: ``python benchmarks/diffusion_quality.py --out benchmarks/results``, one to two CPU hours; it writes
+Run: ``python benchmarks/diffusion_quality.py --out benchmarks/results``, some CPU hours; it writes
 ``diffusion_quality_digits.md`` and ``diffusion_steps_digits.png`` there. ``--data fashion`` does it on Fashion-MNIST,
 which is looked for in ``--fashion-dir``, where Debian's ``dataset-fashion-mnist`` puts it. Every model has the network
 and the optimizer of ``configs/diffusion/ddpm_<data>.yaml`` and sees as many images. A figure that is below ``--work``
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.diffusion_models import Data, Model, Scorer, build, choose_data, train
-from benchmarks.runs import remembered
+from benchmarks.runs import remembered, spread
 from lit_generative.diffusion.continuous import EDMSchedule, RectifiedFlow
 from lit_generative.diffusion.noise import MinibatchOT, NoiseSource
 from lit_generative.diffusion.parameterizations import (
@@ -30,7 +30,7 @@ from lit_generative.diffusion.parameterizations import (
 )
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
-from lit_generative.diffusion.solvers import DPMSolver2M, EulerSampler, HeunSampler
+from lit_generative.diffusion.solvers import DPMSolver2M, HeunSampler
 from lit_generative.diffusion.spacings import Karras, Trailing
 from lit_generative.diffusion.times import LogNormalSigma
 from lit_generative.diffusion.weightings import EDMWeighting, MinSNR, TruncatedSNR, Uniform
@@ -54,22 +54,21 @@ OTHERS = [
     Model("flow, OT coupling", FlowVelocity(), RectifiedFlow(), Uniform(), noise=NoiseSource(coupling=MinibatchOT())),
     Model("EDM", EDMPreconditioning(), EDMSchedule(), EDMWeighting(), LogNormalSigma()),
 ]
-WALKED = {
-    "epsilon, cosine, uniform": {
-        "DDPM": lambda n: DDPMSampler(n, spacing=Trailing()),
-        "DDIM": lambda n: DDIMSampler(n, spacing=Trailing()),
-        "DPM-Solver++(2M)": lambda n: DPMSolver2M(n, spacing=Trailing()),
-        "Heun, half the steps": lambda n: HeunSampler(n // 2, spacing=Trailing()),
-    },
-    "flow": {
-        "Euler": lambda n: EulerSampler(n, spacing=Trailing()),
-        "Heun, half the steps": lambda n: HeunSampler(n // 2, spacing=Trailing()),
-    },
-    "flow, OT coupling": {"Euler": lambda n: EulerSampler(n, spacing=Trailing())},
-    "EDM": {"Heun, half the steps": lambda n: HeunSampler(n // 2, spacing=Karras())},
-}
-"""Samplers by the number of network calls (Heun makes one less), of the models whose steps are varied."""
 Make = Callable[[int], Sampler]
+SAMPLERS: dict[str, Make] = {
+    "DDIM": lambda n: DDIMSampler(n, spacing=Trailing()),
+    "DDPM": lambda n: DDPMSampler(n, spacing=Trailing()),
+    "DPM-Solver++(2M)": lambda n: DPMSolver2M(n, spacing=Trailing()),
+    "Heun": lambda n: HeunSampler(n // 2, spacing=Trailing()),
+}
+"""By the number of network calls, of which Heun makes two a step and one less in the last."""
+WALKED: dict[str, dict[str, Make]] = {
+    "epsilon, cosine, uniform": SAMPLERS,
+    "flow": {name: SAMPLERS[name] for name in ("DDIM", "Heun")},
+    "flow, OT coupling": {"DDIM": SAMPLERS["DDIM"]},
+    "EDM": {"Heun, Karras": lambda n: HeunSampler(n // 2, spacing=Karras())},
+}
+"""The models whose calls are varied for other samplers than DDIM, too."""
 
 
 class Bench:
@@ -99,9 +98,9 @@ class Bench:
         self.steps, self.samples, self.seeds, self.precision = steps, samples, list(seeds), precision
         self._scorer = Scorer(data)
 
-    def figure(self, model: Model, sampler: Sampler, label: str) -> list[dict[str, float]]:
+    def figure(self, model: Model, name: str, make: Make, num_calls: int) -> list[dict[str, float]]:
         """Distance, and seconds an image, of one sampler, for each seed."""
-        return [self._once(model, sampler, label, seed) for seed in self.seeds]
+        return [self._once(model, make(num_calls), f"{name} {num_calls}", seed) for seed in self.seeds]
 
     def _once(self, model: Model, sampler: Sampler, label: str, seed: int) -> dict[str, float]:
         folder = self.work / f"{model.name.replace(', ', '_').replace(' ', '-')}_{self.steps}_{seed}"
@@ -131,49 +130,75 @@ def mean(found: list[dict[str, float]], name: str) -> float:
     return sum(each[name] for each in found) / len(found)
 
 
-def grid_table(bench: Bench, num_steps: Sequence[int]) -> str:
-    """Every target, schedule and weighting, and the models that are none of these."""
-    heads = ["model", *(f"DDIM, {n} steps" for n in num_steps), "CPU s to train"]
+def grid_table(bench: Bench, num_calls: Sequence[int], crossed: int) -> tuple[str, dict[str, list[float]]]:
+    """Every model: by DDIM for each number of calls, by the other samplers for one; also DDIM's distances by row."""
+    chosen = [("DDIM", n) for n in num_calls] + [(name, crossed) for name in SAMPLERS if name != "DDIM"]
+    heads = ["model", *(f"{name}, {n} calls" for name, n in chosen), "CPU s to train"]
     lines = ["## Targets, schedules, weightings", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    curves = {}
     for model in bench.models:
-        found = [bench.figure(model, DDIMSampler(n, spacing=Trailing()), f"DDIM {n}") for n in num_steps]
-        cells = [f"{mean(each, 'distance'):.3f}" for each in found]
+        found = [bench.figure(model, name, SAMPLERS[name], n) for name, n in chosen]
+        curves[model.name] = [mean(each, "distance") for each in found[: len(num_calls)]]
+        cells = [spread(".3f", [once["distance"] for once in each]) for each in found]
         lines.append("| " + " | ".join([model.name, *cells, f"{mean(found[0], 'seconds_to_train'):.0f}"]) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines), curves
 
 
-def walk_table(bench: Bench, num_steps: Sequence[int]) -> tuple[str, dict[str, list[float]]]:
+def walk_table(bench: Bench, num_calls: Sequence[int]) -> tuple[str, dict[str, list[float]]]:
     """Samplers by network calls; also the distances by row."""
-    heads = ["model and sampler", *(f"{n} calls" for n in num_steps), f"CPU ms an image, {num_steps[-1]} calls"]
+    heads = ["model and sampler", *(f"{n} calls" for n in num_calls), f"CPU ms an image, {num_calls[-1]} calls"]
     lines = ["## Samplers", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     curves = {}
     for model in bench.models:
-        samplers: dict[str, Make] = WALKED.get(model.name, {})
-        for name, make in samplers.items():
-            found = [bench.figure(model, make(n), f"{name} {n}") for n in num_steps]
+        for name, make in WALKED.get(model.name, {}).items():
+            found = [bench.figure(model, name, make, n) for n in num_calls]
             curves[f"{model.name}: {name}"] = [mean(each, "distance") for each in found]
-            cells = [f"{mean(each, 'distance'):.3f}" for each in found]
+            cells = [spread(".3f", [once["distance"] for once in each]) for each in found]
             cells.append(f"{1000 * mean(found[-1], 'seconds_an_image'):.0f}")
             lines.append("| " + " | ".join([f"{model.name}: {name}", *cells]) + " |")
     return "\n".join(lines), curves
 
 
-def draw(curves: dict[str, list[float]], num_steps: Sequence[int], path: Path) -> None:
-    """Distance against network calls, both on logarithmic axes."""
+def draw(
+    walks: dict[str, list[float]],
+    num_walk_calls: Sequence[int],
+    models: dict[str, list[float]],
+    num_grid_calls: Sequence[int],
+    path: Path,
+) -> None:
+    """Distance against network calls, both on logarithmic axes: of samplers, and of models by DDIM."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, distances in curves.items():
-        axes.loglog(num_steps, distances, marker="o", label=name)
-    axes.set_xticks(num_steps, [str(n) for n in num_steps])
-    axes.set_xticks([], minor=True)
-    axes.set(xlabel="network calls", ylabel="Frechet distance")
-    axes.legend(fontsize="small")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, 6), layout="constrained", sharey=True)
+    for name, distances in walks.items():
+        left.loglog(num_walk_calls, distances, marker="o", label=name)
+    for name, distances in models.items():
+        right.loglog(num_grid_calls, distances, **look(name), label=name)
+    for axes, num_calls, title in ((left, num_walk_calls, "samplers"), (right, num_grid_calls, "models, by DDIM")):
+        axes.set_xticks(num_calls, [str(n) for n in num_calls])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="network calls", title=title)
+    left.set_ylabel("Frechet distance")
+    left.legend(fontsize="small")
+    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def look(model: str) -> dict[str, str]:
+    """A curve's colour by target, line by schedule, marker by weighting; other models are dotted."""
+    target, *others = model.split(", ")
+    if target not in TARGETS:
+        return {"linestyle": ":", "marker": "d"}
+    schedule, weighting = others
+    return {
+        "color": dict(zip(TARGETS, ("tab:blue", "tab:orange", "tab:green"), strict=True))[target],
+        "linestyle": {"linear": "--", "cosine": "-"}[schedule],
+        "marker": {"uniform": "o", "truncated SNR": "^", "min-SNR-5": "s"}[weighting],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=750, help="updates of each model")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--calls", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--grid-calls", nargs="+", type=int, default=[10, 50])
+    parser.add_argument("--grid-calls", nargs="+", type=int, default=list(STEPS), help="of DDIM, with every model")
+    parser.add_argument("--crossed-calls", type=int, default=50, help="of the other samplers, with every model")
     parser.add_argument("--models", nargs="+", choices=[model.name for model in [*GRID, *OTHERS]])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--precision", default="32-true", help="Lightning's, of the trainings")
@@ -194,26 +220,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     data = choose_data(options.data, options.fashion_dir)
     bench = Bench(data, options.work, options.steps, options.samples, options.seeds, options.models, options.precision)
-    grid = grid_table(bench, options.grid_calls)
-    walks, curves = walk_table(bench, options.calls)
+    grid, models = grid_table(bench, options.grid_calls, options.crossed_calls)
+    walked, walks = walk_table(bench, options.calls)
     title = {"digits": "digits at 16 x 16", "fashion": "Fashion-MNIST at 32 x 32"}[data.name]
     head = (
         f"# Quality of diffusion models: {title}\n\n"
         f"`python benchmarks/diffusion_quality.py --data {data.name} --steps {options.steps} --samples "
-        f"{options.samples} --precision {options.precision} --calls {' '.join(map(str, options.calls))} --grid-calls "
-        f"{' '.join(map(str, options.grid_calls))}`, seeds "
-        f"{', '.join(map(str, options.seeds))}, one thread, torch {torch.__version__.partition('+')[0]}. All ten "
+        f"{options.samples} --precision {options.precision}`, seeds {', '.join(map(str, options.seeds))}, one thread, "
+        f"torch {torch.__version__.partition('+')[0]}. All ten "
         f"classes; network and optimizer of `ddpm_{data.name}`, {options.steps:,} updates of 64 images in "
         f"`{options.precision}`, "
         f"averaged weights. Frechet distance of {options.samples:,} samples to the training images, in the features of "
         "the shipped net for this data; a guess of the image is clipped to [-1, 1] in all. Steps are spaced by "
-        "`Trailing`, those of EDM's Heun by `Karras`. Lower is better."
+        "`Trailing`, or by `Karras` where it says so; DDIM on a flow is Euler's method. Heun takes half as many steps "
+        "as it has calls. Lower is better; over several seeds mean \u00b1 standard deviation."
     )
-    text = "\n\n".join([head, grid, walks]) + "\n"
+    text = "\n\n".join([head, grid, walked]) + "\n"
     print(text)
     if options.out:
         (options.out / f"diffusion_quality_{data.name}.md").write_text(text)
-        draw(curves, options.calls, options.out / f"diffusion_steps_{data.name}.png")
+        picture = options.out / f"diffusion_steps_{data.name}.png"
+        draw(walks, options.calls, models, options.grid_calls, picture)
 
 
 if __name__ == "__main__":
