@@ -98,12 +98,17 @@ class SupportsExamples(Protocol):
         ...
 
 
+def draws_from_images(module: object) -> bool:
+    """Whether a module is shown images, and draws from them alone."""
+    return isinstance(module, SupportsExamples) and module.condition is not None
+
+
 @runtime_checkable
 class SupportsReconstruction(Protocol):
     """A module that encodes and decodes images."""
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Give ``x``, ``(N, C, H, W)`` in ``[-1, 1]``, back through the model."""
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Give ``x``, ``(N, C, H, W)`` in ``[-1, 1]``, back through the model; ``y`` are its labels, ``(N,)``."""
         ...
 
 
@@ -239,6 +244,15 @@ class SupportsReference(Protocol):
 
     def examples(self, split: Split, indices: Tensor) -> Tensor:
         """Those at ``indices``, ``(N,)`` int64: uint8 images ``(N, C, H, W)`` as training sees them, unaugmented."""
+        ...
+
+
+@runtime_checkable
+class SupportsLabels(Protocol):
+    """A data module whose examples have class labels."""
+
+    def labels(self, split: Split, indices: Tensor) -> Tensor:
+        """Those of the examples at ``indices``, ``(N,)`` int64: ``(N,)`` int64."""
         ...
 
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
+from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.tensor_ops import evaluating, generators_of
+from lit_generative.callbacks.example_evaluation import ExampleEvaluation
 from lit_generative.types import DensityEstimator
 
 
-class DensityEvaluation(L.Callback):
+class DensityEvaluation(ExampleEvaluation):
     """Logs what each estimator says of the test data, as ``test/<name>``: means over the examples.
-
-    The noise that an estimator draws for an example depends on that example and ``seed`` alone, so the figures do not
-    depend on the batch size, the number of processes, or the order of the data.
 
     Args:
         estimators: As in :mod:`lit_generative.diffusion.likelihood`.
-        max_batches: Batches that are scored; None scores all. Each process takes so many.
-        on_validation: Score the validation data too, as ``val/<name>``.
-        seed: Seed of the draws.
+        max_batches: As in :class:`~lit_generative.callbacks.example_evaluation.ExampleEvaluation`.
+        on_validation: Likewise.
+        seed: Likewise.
 
     Raises:
         ValueError: If there is no estimator, or ``max_batches`` is below 1.
@@ -37,34 +34,12 @@ class DensityEvaluation(L.Callback):
     ) -> None:
         if not estimators:
             raise ValueError("DensityEvaluation: needs at least one of estimators.")
-        if max_batches is not None and max_batches < 1:
-            raise ValueError(f"DensityEvaluation: max_batches must be at least 1, got {max_batches}.")
-        self.estimators, self.max_batches = list(estimators), max_batches
-        self.on_validation, self.seed = on_validation, seed
+        super().__init__(max_batches, on_validation, seed)
+        self.estimators = list(estimators)
 
     @override
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        if self.on_validation and not trainer.sanity_checking:
-            self._score(trainer, pl_module, "val", batch, batch_idx)
-
-    @override
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._score(trainer, pl_module, "test", batch, batch_idx)
-
-    def _score(self, trainer: L.Trainer, pl_module: Any, stage: str, batch: Any, batch_idx: int) -> None:
-        if self.max_batches is not None and batch_idx >= self.max_batches:
-            return
-        x = batch["image"]
-        y = None if pl_module.num_classes is None else batch["label"]
+    def figures(self, module: Any, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
         for estimator in self.estimators:
-            with evaluating(pl_module), trainer.precision_plugin.forward_context():
-                values = estimator.estimate(pl_module, x, y, generators_of(x, "density", self.seed))
-            count = len(x) * trainer.world_size  # Lightning averages it over processes as a whole number
-            for name, value in values.items():
-                pl_module.log(
-                    f"{stage}/{name}", value.mean(), batch_size=count, sync_dist=True, on_step=False, on_epoch=True
-                )
+            found |= estimator.estimate(module, x, y, self.generators(x))
+        return found

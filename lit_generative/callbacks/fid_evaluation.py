@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -31,7 +31,9 @@ from lit_generative.metrics.record import differences, score_record
 from lit_generative.metrics.sources import DataModuleImages, ModelSamples
 from lit_generative.training.averages import agreeing_on_buffers
 from lit_generative.training.run import measures_now
-from lit_generative.types import Split, SupportsAveraging, SupportsSampling
+from lit_generative.types import Split, SupportsAveraging, SupportsSampling, draws_from_images
+
+Stage = Literal["val", "test"]
 
 
 class FIDEvaluation(L.Callback):
@@ -42,7 +44,8 @@ class FIDEvaluation(L.Callback):
     once and kept on disk. Scores are logged as ``val/fid`` (``test/fid`` while testing), with another network than
     Inception as ``val/fd_digits``, beside ``kid``, ``is``, ``precision``, ``recall``, ``density``, ``coverage`` and
     ``modes``: ``ModelCheckpoint`` and ``ReduceLROnPlateau`` can monitor them. The loggers get a record of all they
-    were measured with.
+    were measured with. A model that draws from images, as in super-resolution, is shown those of the validation data
+    (while testing of the test data), from first to last and again.
 
     With neither ``every_n_steps`` nor ``every_n_epochs`` every validation of a training run is one. ``litgen validate``
     and ``litgen test`` always evaluate.
@@ -108,7 +111,8 @@ class FIDEvaluation(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        DataModuleImages(_data(trainer), self.split)  # refuses an empty split now
+        for split in [self.split, "val"] if draws_from_images(pl_module) else [self.split]:
+            DataModuleImages(_data(trainer), split)  # refuses an empty split now
         if self.every_n_steps is None and self.every_n_epochs is None and not _validates(trainer):
             raise ValueError(
                 "FIDEvaluation: scores come with validation, and this run has none. Set every_n_steps or "
@@ -166,7 +170,9 @@ class FIDEvaluation(L.Callback):
 
     # ---- how
 
-    def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, float]:
+    def evaluate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Literal["val", "test"]
+    ) -> dict[str, float]:
         """Score the weights that sampling uses now; every process must call it.
 
         Args:
@@ -185,7 +191,8 @@ class FIDEvaluation(L.Callback):
         self.extractor.to(device)
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         num = min(self.num_samples, self.batch_size) if dry else self.num_samples
-        samples = ModelSamples(pl_module, num, self.seed)
+        shown = DataModuleImages(_data(trainer), stage) if draws_from_images(pl_module) else None
+        samples = ModelSamples(pl_module, num, self.seed, shown)
         with isolate_rng(), self._progress(trainer) as progress:
             real = self._real_features(trainer, device)
             modules = pl_module.sampling_modules if isinstance(pl_module, SupportsAveraging) else [""]
@@ -205,7 +212,7 @@ class FIDEvaluation(L.Callback):
         self.record = score_record(self.extractor, self.measures, self._reference, subject)
         self.record["subject"]["seconds"] = round(time.monotonic() - began, 3)
         self._scored_step = trainer.global_step
-        self._say_what_changed()
+        self._say_what_changed(stage)
         log_record(trainer, f"{stage}/scores", {"metrics": self.scores, "record": self.record}, trainer.global_step)
         return self.scores
 
@@ -234,8 +241,10 @@ class FIDEvaluation(L.Callback):
         if wanted and (text := bias_warning(real.moments, self.num_samples)):
             warnings.warn(f"FIDEvaluation: {text}", stacklevel=2)
 
-    def _say_what_changed(self) -> None:
+    def _say_what_changed(self, stage: Stage) -> None:
         earlier, self._earlier = self._earlier, {}
+        if earlier and stage == "test":
+            earlier["shown"] = self.record.get("shown")  # validation images while training, those of the test now
         if earlier and (found := differences(earlier, self.record)):
             warnings.warn(
                 f"FIDEvaluation: scores from here on are not comparable with those before the resume: they differ in "

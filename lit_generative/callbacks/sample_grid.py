@@ -17,7 +17,7 @@ from lit_generative.callbacks.ema import averaged_weights
 from lit_generative.callbacks.media import log_image
 from lit_generative.pictures import grid, save_png
 from lit_generative.tensor_ops import sample_generators
-from lit_generative.types import SupportsExamples, SupportsSampling
+from lit_generative.types import SupportsSampling, draws_from_images
 
 
 class SampleGrid(L.Callback):
@@ -75,7 +75,7 @@ class SampleGrid(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        if batch_idx == 0 and _draws_from_images(pl_module):
+        if batch_idx == 0 and draws_from_images(pl_module):
             self._images = batch["image"][: self.num_samples]
             self._labels = None if pl_module.num_classes is None else batch["label"][: self.num_samples]
 
@@ -98,7 +98,7 @@ class SampleGrid(L.Callback):
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == self._last_step:  # drawn already, or nothing trained yet
             return
-        if _draws_from_images(pl_module) and self._images is None:
+        if draws_from_images(pl_module) and self._images is None:
             rank_zero_warn(
                 f"SampleGrid: {type(pl_module).__name__} draws from images, and there was no validation yet to take "
                 "some from, so there is no grid. Let the trainer validate first: num_sanity_val_steps=1."
@@ -137,7 +137,3 @@ class SampleGrid(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_step = state_dict["last_step"]
-
-
-def _draws_from_images(module: Any) -> bool:
-    return isinstance(module, SupportsExamples) and module.condition is not None

@@ -144,8 +144,15 @@ class ResumableDataModule(L.LightningDataModule, ABC):
             split: Which part of the data.
             indices: Which of its examples, ``(N,)`` int64.
         """
+        return self._batch(split, indices)["image"]
+
+    def labels(self, split: Split, indices: Tensor) -> Tensor:
+        """Class labels of the examples at ``indices``, ``(N,)`` int64, of a split: ``(N,)`` int64."""
+        return self._batch(split, indices)["label"]
+
+    def _batch(self, split: Split, indices: Tensor) -> Batch:
         dataset: BatchDataset = getattr(self.splits, split)
-        return dataset[BatchKey(0, 0, 0, indices)]["image"]
+        return dataset[BatchKey(0, 0, 0, indices)]
 
     @override
     def state_dict(self) -> dict[str, int]:

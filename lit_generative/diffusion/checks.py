@@ -114,7 +114,7 @@ def check_shown(condition: Condition | None, shown: Tensor | None) -> None:
     if condition is not None and shown is None:
         raise ValueError(
             f"DDPM: samples of this model need images, of which it makes its {type(condition).__name__}. Give it some "
-            "with samples_of() or, if they are small ones, with super_resolve()."
+            "with samples_of() or, if they are small ones, with super_resolve() or litgen sample --low_res IMAGES."
         )
 
 

@@ -27,12 +27,14 @@ def score_record(
         extractor: Network whose features were compared.
         measures: What was computed.
         reference: Record of the real images.
-        images: Record of the generated ones; ``count`` and ``seed`` belong to the protocol, the rest to the subject.
+        images: Record of the generated ones; ``count``, ``seed`` and what the model was ``shown`` belong to the
+            protocol, the rest to the subject.
 
     Returns:
         Nested dictionary of numbers and texts; how it was measured, and under ``subject`` what.
     """
-    subject = {name: value for name, value in images.items() if name not in ("count", "seed")}
+    subject = {name: value for name, value in images.items() if name not in ("count", "seed", "shown")}
+    shown = {"shown": images["shown"]} if "shown" in images else {}
     return {
         "name": extractor.frechet_name,
         **extractor.record(),
@@ -41,6 +43,7 @@ def score_record(
         "reference": dict(reference),
         "num_samples": images["count"],
         "seed": images.get("seed"),
+        **shown,
         "subject": subject,
         "versions": {"lit_generative": version("lit-generative"), "torch": str(torch.__version__)},
     }

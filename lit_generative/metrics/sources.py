@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,16 @@ from typing_extensions import override
 
 from lit_generative.metrics.processes import process_index
 from lit_generative.recipe import class_path
-from lit_generative.tensor_ops import evaluating, sample_generators, to_uint8
-from lit_generative.types import DescribesSampling, Split, SupportsReference, SupportsSampling
+from lit_generative.tensor_ops import evaluating, from_uint8, sample_generators, to_uint8
+from lit_generative.types import (
+    DescribesSampling,
+    Split,
+    SupportsExamples,
+    SupportsLabels,
+    SupportsReference,
+    SupportsSampling,
+    draws_from_images,
+)
 
 ONE_LEVEL = 2 / 255
 PROBES = 256
@@ -77,6 +85,18 @@ class DataModuleImages(ImageSource):
         images = self.data.examples(self.split, indices)
         return images if images.dtype == torch.uint8 else self._quantize(images, indices)
 
+    def labels(self, indices: Tensor) -> Tensor:
+        """Class labels ``(N,)`` int64 of the examples at ``indices``, ``(N,)``.
+
+        Raises:
+            TypeError: If the data module gives none.
+        """
+        if not isinstance(self.data, SupportsLabels):
+            raise TypeError(
+                f"{type(self.data).__name__} gives no labels of its images. It needs labels(split, indices)."
+            )
+        return self.data.labels(self.split, indices)
+
     @override
     def record(self) -> dict[str, Any]:
         return {
@@ -94,31 +114,49 @@ class ModelSamples(ImageSource):
         module: Has ``sample``; drawn from in evaluation mode.
         count: How many samples.
         seed: Seed of noise and labels.
+        shown: Images, and their labels, that a model draws from which is shown some, as in super-resolution: sample
+            ``i`` is made of number ``i``, and the first follows the last. Other models leave them alone.
 
     Raises:
         TypeError: If the module cannot sample.
-        ValueError: If ``count`` is below 2.
+        ValueError: If ``count`` is below 2, or a model that draws from images is given none.
     """
 
-    def __init__(self, module: nn.Module, count: int, seed: int = 0) -> None:
+    def __init__(self, module: nn.Module, count: int, seed: int = 0, shown: DataModuleImages | None = None) -> None:
         if not isinstance(module, SupportsSampling):
             raise TypeError(f"{type(module).__name__} has no sample() and num_classes to draw from.")
         if count < 2:
             raise ValueError(f"ModelSamples: a score needs at least 2 samples, got {count}.")
+        if draws_from_images(module) and shown is None:
+            raise ValueError(
+                f"ModelSamples: this {type(module).__name__} draws from images, and was given none. Draw with litgen "
+                "sample --low_res IMAGES --format png, and score what it writes by litgen evaluate --images; during "
+                "training FIDEvaluation gives it those of the validation data."
+            )
         self.module, self.count, self.seed = module, count, seed
+        self.shown = shown if draws_from_images(module) else None
         self._quantize = Quantizer(type(module).__name__)
 
     @override
     def pixels(self, indices: Tensor) -> Tensor:
         generators = [g for i in indices.tolist() for g in sample_generators(self.seed, 1, start=i)]
         with torch.no_grad(), evaluating(self.module):
-            samples = self.module.sample(len(indices), generator=generators)
+            if self.shown is None:
+                samples = self.module.sample(len(indices), generator=generators)
+            else:
+                samples = self._of_shown(self.shown, indices % self.shown.count, generators)
         return self._quantize(samples, indices)
+
+    def _of_shown(self, shown: DataModuleImages, indices: Tensor, generators: list[torch.Generator]) -> Tensor:
+        labels = None if self.module.num_classes is None else shown.labels(indices)
+        module = cast(SupportsExamples, self.module)  # as draws_from_images() says
+        return module.samples_of(from_uint8(shown.pixels(indices)), labels, generators)[1]
 
     @override
     def record(self) -> dict[str, Any]:
         settings = self.module.sampling_settings() if isinstance(self.module, DescribesSampling) else {}
-        return {"model": class_path(type(self.module)), "count": self.count, "seed": self.seed, **settings}
+        shown = {} if self.shown is None else {"shown": self.shown.record()}
+        return {"model": class_path(type(self.module)), "count": self.count, "seed": self.seed, **shown, **settings}
 
 
 class Quantizer:

@@ -285,6 +285,6 @@ class AdversarialVAE(GenerativeModule):
             return self.likelihood.mean(to_float32(self.decoder(z)))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Expected images at the posterior's mean, ``(N, C, H, W)`` in ``[-1, 1]``."""
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Expected images at the posterior's mean, ``(N, C, H, W)`` in ``[-1, 1]``; ``y`` likewise."""
+        return self.decode(self.encode(x, y), y)

@@ -167,8 +167,8 @@ class VQVAE(GenerativeModule):
             return self.likelihood.mean(to_float32(output))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Images through the codebook and back, ``(N, C, H, W)`` in ``[-1, 1]``."""
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Images through the codebook and back, ``(N, C, H, W)`` in ``[-1, 1]``; only the prior knows labels ``y``."""
         return self.decode(self.encode(x))
 
 

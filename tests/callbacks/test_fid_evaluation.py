@@ -13,10 +13,12 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lit_generative.callbacks.ema import EMA
 from lit_generative.callbacks.fid_evaluation import FIDEvaluation, default_measures
 from lit_generative.data.mixtures import RingMixture
+from lit_generative.diffusion.conditions import SuperResolution
 from lit_generative.metrics.frechet import Frechet
 from lit_generative.metrics.kernel import Kernel
 from lit_generative.metrics.mode_coverage import ModeCoverage
 from lit_generative.metrics.record import check_comparable
+from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.training.csv_logger import CSVLogger
 from tests import families, tiny
 from tests.metrics.tiny_features import TinyFeatures
@@ -259,6 +261,38 @@ def test_the_record_of_a_checkpoint_says_how_old_it_is(tmp_path):
     trainer = families.trainer(tmp_path, callbacks=[callback])
     trainer.validate(families.build("vae"), families.digits(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
     assert callback.record["subject"]["step"] == 6
+
+
+def super_resolution():
+    network = DiffusersUNet(8, 1, widths=(8,), layers_per_block=1, extra_channels=1)
+    return families.build("ddpm", network=network, condition=SuperResolution(2))
+
+
+def test_a_model_that_draws_from_images_is_shown_those_of_the_stage(tmp_path):
+    callback, data, module = evaluation(), families.digits(), super_resolution()
+    fit(tmp_path, callback, module=module, data=data, max_steps=3).save_checkpoint(tmp_path / "saved.ckpt")
+    assert callback.scores["val/fd_tiny"] > 0
+    record = callback.record
+    assert (record["shown"]["split"], record["reference"]["split"]) == ("val", "train")
+    callback = evaluation()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not comparable")
+        trainer = families.trainer(tmp_path, callbacks=[callback])
+        trainer.test(module, data, ckpt_path=str(tmp_path / "saved.ckpt"), verbose=False)
+    assert callback.record["shown"]["split"] == "test"
+    with pytest.raises(ValueError, match="they differ in shown: "):
+        check_comparable(record, callback.record)
+
+
+def test_a_model_that_draws_from_images_needs_validation_data_before_training(tmp_path):
+    with pytest.raises(ValueError, match="split 'val' is empty"):
+        fit(
+            tmp_path,
+            evaluation(every_n_steps=3),
+            module=super_resolution(),
+            data=families.digits(val_fraction=0.0),
+            val_check_interval=None,
+        )
 
 
 def test_the_split_is_the_one_compared_with(tmp_path):

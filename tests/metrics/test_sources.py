@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from lit_generative.data.mixtures import RingMixture
+from lit_generative.diffusion.conditions import SuperResolution
 from lit_generative.metrics.sources import DataModuleImages, ModelSamples, Quantizer
+from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.tensor_ops import sample_generators, to_uint8
 from tests import families
 
@@ -84,6 +86,44 @@ def test_the_record_of_samples_says_how_they_are_drawn():
     assert record["model"].endswith("DDPM")
     assert record["sampler"]["init_args"]["num_steps"] == 4
     assert record["clip_samples"] is True
+
+
+def super_resolution(**changes):
+    network = DiffusersUNet(8, 1, widths=(8,), layers_per_block=1, extra_channels=1, **changes)
+    return families.build("ddpm", network=network, condition=SuperResolution(2))
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_a_model_that_draws_from_images_is_shown_each_in_turn_with_its_label(digits, num_classes, monkeypatch):
+    module, given = super_resolution(num_classes=num_classes), []
+    original = module.samples_of
+    monkeypatch.setattr(module, "samples_of", lambda x, y, g: given.append((x, y)) or original(x, y, g))
+    source = ModelSamples(module, 200, seed=3, shown=DataModuleImages(digits, "val"))  # which has 162 images
+    indices = torch.tensor([0, 161, 162])
+    pixels = source.pixels(indices)
+    expected = digits.splits.val.image[[0, 161, 0]]
+    torch.testing.assert_close(to_uint8(given[0][0]), expected)
+    if num_classes is None:
+        assert given[0][1] is None
+    else:
+        torch.testing.assert_close(given[0][1], digits.splits.val.label[[0, 161, 0]])
+    assert not torch.equal(pixels[0], pixels[2])  # other noise
+    apart = torch.cat([source.pixels(i) for i in indices.split(1)])
+    assert (pixels.int() - apart.int()).abs().max() <= 1
+    assert source.record()["shown"] == DataModuleImages(digits, "val").record()
+    assert "shown" not in ModelSamples(families.build("ddpm"), 7, shown=DataModuleImages(digits, "val")).record()
+
+
+def test_a_model_that_draws_from_images_is_refused_without_and_one_with_classes_without_labels(digits):
+    with pytest.raises(ValueError, match="this DDPM draws from images, and was given none"):
+        ModelSamples(super_resolution(), 5)
+
+    class Unlabelled:
+        num_examples, examples = digits.num_examples, digits.examples
+
+    source = ModelSamples(super_resolution(num_classes=10), 5, shown=DataModuleImages(Unlabelled(), "val"))
+    with pytest.raises(TypeError, match="Unlabelled gives no labels of its images"):
+        source.pixels(torch.tensor([0]))
 
 
 def test_a_module_without_samples_and_one_sample_are_refused():
