@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_generative.tensor_ops import evaluating, generators_of
+from lit_generative.tensor_ops import generators_of
 
 
 class ExampleEvaluation(L.Callback, ABC):
@@ -66,7 +66,7 @@ class ExampleEvaluation(L.Callback, ABC):
             return
         x = batch["image"]
         y = None if pl_module.num_classes is None else batch["label"]
-        with evaluating(pl_module), trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context():
             values = self.figures(pl_module, x, y)
         count = len(x) * trainer.world_size  # Lightning averages it over processes as a whole number
         for name, value in values.items():

@@ -65,3 +65,10 @@ def test_validation_data_is_scored_if_asked_for(tmp_path):
         run = trainer(tmp_path, callbacks=[Noisy(on_validation=asked)])
         run.validate(point_ddpm(), ring(), verbose=False)
         assert ("val/noise" in run.callback_metrics) == asked
+
+
+def test_the_sanity_check_is_not_scored(tmp_path):
+    callback = Noisy(on_validation=True)
+    run = trainer(tmp_path, callbacks=[callback], max_steps=1, num_sanity_val_steps=1, val_check_interval=1.0)
+    run.fit(ddpm(), digits(eval_batch_size=200))
+    assert callback.labels == []

@@ -292,6 +292,7 @@ def test_a_model_that_draws_from_images_needs_validation_data_before_training(tm
             module=super_resolution(),
             data=families.digits(val_fraction=0.0),
             val_check_interval=None,
+            max_steps=2,
         )
 
 

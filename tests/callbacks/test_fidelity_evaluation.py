@@ -68,6 +68,18 @@ def test_samples_by_super_resolution_are_compared_and_so_is_what_the_model_was_s
     assert found["test/psnr"] != other_seed["test/psnr"]
 
 
+class Halved:
+    """Gives images back at half their contrast."""
+
+    def reconstruct(self, x, y=None):
+        return x / 2
+
+
+def test_similarity_needs_images_of_one_window():
+    for side, expected in ((11, {"psnr", "mse", "ssim"}), (10, {"psnr", "mse"})):
+        assert FidelityEvaluation().figures(Halved(), torch.rand(2, 1, side, 12), None).keys() == expected
+
+
 class Twice(Condition):
     """An image, two times."""
 

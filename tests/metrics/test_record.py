@@ -22,6 +22,8 @@ def test_a_record_is_plain_data_and_apart_from_its_subject():
     assert made["reference"]["split"] == "train"
     assert made["subject"] == {"sampler": "DDIM", "step": 3}
     assert made["quantization"] == "uint8, rounded"
+    assert "shown" not in made
+    assert record(shown={"split": "val"}, step=3)["subject"] == {"step": 3}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,7 @@ def test_a_record_is_plain_data_and_apart_from_its_subject():
         ({"count": 101}, "num_samples: 100 and 101"),
         ({"seed": 1}, "seed: 0 and 1"),
         ({"split": "test"}, "reference: "),
+        ({"shown": {"split": "val"}}, "shown: None and {'split': 'val'}"),
     ],
 )
 def test_every_difference_of_protocol_is_refused_by_name(changes, named):
