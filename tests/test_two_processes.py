@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,3 +94,31 @@ def test_a_signal_to_one_process_stops_both_after_the_same_batch(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert load_checkpoint(next(tmp_path.rglob("last.ckpt")))["global_step"] > 0
+
+
+NOTEBOOK = """
+import torch
+from lightning import Trainer
+from lit_generative.callbacks.checkpoint import Checkpoint
+from lit_generative.training.checkpoint_io import SafeCheckpointIO, load_checkpoint
+import families
+
+torch.set_num_threads(1)
+module = families.build("gan")
+trainer = Trainer(
+    accelerator="cpu", devices=2, strategy="ddp_notebook", max_steps=3, logger=False, plugins=[SafeCheckpointIO()],
+    callbacks=[Checkpoint(3, dirpath=".")], enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(module, families.digits())
+saved = load_checkpoint("last.ckpt")
+assert saved["global_step"] == 3
+for name, value in module.state_dict().items():
+    torch.testing.assert_close(value, saved["state_dict"][name], rtol=0, atol=0)
+    assert not name.endswith("weight") or not torch.equal(value, families.build("gan").state_dict()[name])
+"""
+
+
+def test_what_processes_of_a_notebook_train_is_there_afterwards(tmp_path):
+    (tmp_path / "notebook.py").write_text(NOTEBOOK)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # it forks: from a process of its own
+    subprocess.run([sys.executable, "notebook.py"], cwd=tmp_path, env=environment, check=True, timeout=120)

@@ -64,6 +64,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Callable[..., Any] | None = lambda storage, _: storage, weights_only: Any = None
     ) -> dict[str, Any]:
         """Read a checkpoint; see :func:`load_checkpoint`."""
+        # Weights alone, by which processes that a notebook started (ddp_notebook, ddp_spawn) return what they trained.
+        if Path(path).name == ".temp.ckpt":
+            return _read(Path(path), map_location)
         return load_checkpoint(path, map_location)
 
 
@@ -87,16 +90,20 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise FileNotFoundError(
             f"There is no checkpoint {file}." + (f" There are: {', '.join(nearby)}." if nearby else "")
         )
+    checkpoint = _read(file, map_location)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{file} holds weights, not a training checkpoint: it has no state_dict.")
+    return checkpoint
+
+
+def _read(file: Path, map_location: Any) -> Any:
     _check_archive(file)
     try:
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} holds Python objects beside tensors and was refused: it could run code.") from error
     except Exception as error:  # a damaged table of contents shows in many ways
         raise ValueError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{file} holds weights, not a training checkpoint: it has no state_dict.")
-    return checkpoint
 
 
 def _check_archive(file: Path) -> None:

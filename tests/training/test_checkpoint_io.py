@@ -221,3 +221,12 @@ def test_another_zip_archive_is_refused(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     _refusal(path)
+
+
+def test_weights_that_processes_hand_back_are_read_and_checked_as_safely(path):
+    handed = path.with_name(".temp.ckpt")
+    torch.save(STATE["state_dict"], handed)
+    assert_same(SafeCheckpointIO().load_checkpoint(handed), STATE["state_dict"])
+    torch.save({"weight": random.Random()}, handed)
+    with pytest.raises(ValueError, match="holds Python objects beside tensors"):
+        SafeCheckpointIO().load_checkpoint(handed)
