@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_generative.diffusion.parameterizations import CleanImage, Epsilon, Velocity
-from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
+from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler
 from lit_generative.diffusion.schedules import DiscreteSchedule
 from lit_generative.diffusion.spacings import Leading, Linspace, Trailing
 from lit_generative.diffusion.variances import BetaVariance, LearnedVariance, PosteriorVariance
@@ -41,6 +41,9 @@ def to_pipeline(module: DDPM, label: int | None = None) -> Any:
     """
     schedule = _check(module)
     unet: Any = copy.deepcopy(module.network.unet)
+    variance = _variance(module)
+    if variance != "learned_range" and getattr(module.network, "learned_variance", False):
+        _keep_prediction(unet)
     if module.num_classes is not None:
         _fold_label(unet, module.num_classes, label)
     elif label is not None:
@@ -59,7 +62,6 @@ def to_pipeline(module: DDPM, label: int | None = None) -> Any:
         return DDIMPipeline(unet=unet, scheduler=DDIMScheduler(**settings, set_alpha_to_one=True))
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    variance = "learned_range" if unet.config.out_channels > unet.config.in_channels else _variance(module.sampler)
     return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(**settings, variance_type=variance))
 
 
@@ -77,6 +79,12 @@ def how_to_call(module: DDPM) -> str:
                 f"{total} // {sampler.num_steps}. For equal images sample with spacing Leading or Trailing, and a "
                 f"number of steps that divides {total}."
             )
+    elif (last := sampler.levels(module.schedule)[-2].t) > 0 and _variance(module) != "fixed_small":
+        return (
+            f"{call}) draws from the same model, and leaves noise in its images: the last step is at time {last}, and "
+            "only at 0 does diffusers' DDPM add none. For equal images sample with spacing Linspace, or Leading "
+            "without offset."
+        )
     return f"{call}) draws the same images."
 
 
@@ -85,7 +93,10 @@ def _check(module: DDPM) -> DiscreteSchedule:
     unet = getattr(network, "unet", None)
     reasons = {
         "its network is no DiffusersUNet": not isinstance(unet, nn.Module),
-        "its network folds patches (patch_size above 1)": getattr(network, "patch_size", 1) != 1,
+        "its network folds patches (patch_size above 1, which is chosen before training)": getattr(
+            network, "patch_size", 1
+        )
+        != 1,
         "its network sees more than x_t (condition, self_conditioning)": getattr(network, "extra_channels", 0) != 0,
         "its schedule is continuous": not isinstance(module.schedule, DiscreteSchedule),
         f"of its parameterization {type(module.parameterization).__name__}": type(module.parameterization)
@@ -104,8 +115,25 @@ def _check(module: DDPM) -> DiscreteSchedule:
     return cast(DiscreteSchedule, module.schedule)
 
 
-def _variance(sampler: Sampler) -> str:
-    return VARIANCES[type(getattr(sampler, "variance", None) or PosteriorVariance())]
+def _variance(module: DDPM) -> str | None:
+    """What diffusers calls the variance of a step; None for DDIM, which has none of its own."""
+    if isinstance(module.sampler, DDIMSampler):
+        return None
+    learned = getattr(module.network, "learned_variance", False)
+    return VARIANCES[
+        type(cast(DDPMSampler, module.sampler).variance or (LearnedVariance() if learned else PosteriorVariance()))
+    ]
+
+
+@torch.no_grad()
+def _keep_prediction(unet: Any) -> None:
+    """Take away the outputs that say the variance, the second half: not every scheduler knows what they are."""
+    whole, channels = unet.conv_out, unet.config.in_channels
+    unet.conv_out = nn.Conv2d(whole.in_channels, channels, whole.kernel_size, padding=whole.padding)
+    unet.conv_out.weight.copy_(whole.weight[:channels])
+    unet.conv_out.bias.copy_(whole.bias[:channels])
+    unet.conv_out.to(whole.weight)
+    unet.register_to_config(out_channels=channels)
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ import torch
 
 from lit_generative.diffusion.continuous import RectifiedFlow
 from lit_generative.diffusion.guidance import ClassifierFree
+from lit_generative.diffusion.objectives import Hybrid
 from lit_generative.diffusion.parameterizations import CleanImage, Epsilon, FlowVelocity, Velocity
 from lit_generative.diffusion.pipelines import how_to_call, to_pipeline
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.diffusion.solvers import EulerSampler
 from lit_generative.diffusion.spacings import EvenLogSNR, Leading, Linspace, Trailing
-from lit_generative.diffusion.variances import BetaVariance, PosteriorVariance
+from lit_generative.diffusion.variances import BetaVariance, LearnedVariance, PosteriorVariance
 from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.tensor_ops import sample_generators
 from tests.tiny import ddpm, point_ddpm, weights
@@ -69,19 +70,49 @@ def test_a_pipeline_draws_the_same_images_after_a_round_trip_through_a_folder(ca
     assert ours.std() > 0.05
 
 
-def test_a_learned_variance_goes_along():
-    from lit_generative.diffusion.objectives import Hybrid
+@pytest.mark.parametrize(
+    ("sampler", "variance"),
+    [
+        (DDPMSampler(20), "learned_range"),
+        (DDPMSampler(5, spacing=Leading()), "learned_range"),
+        (DDPMSampler(7, variance=LearnedVariance()), "learned_range"),
+        (DDPMSampler(5, variance=PosteriorVariance(), spacing=Trailing()), "fixed_small"),
+        (DDPMSampler(5, variance=BetaVariance(), spacing=Leading()), "fixed_large"),
+        (DDIMSampler(5, spacing=Trailing()), None),
+    ],
+)
+def test_a_learned_variance_goes_along_where_the_sampler_takes_it(sampler, variance, tmp_path):
+    from diffusers import DiffusionPipeline
 
     module = ddpm(
         network=unet(learned_variance=True),
         schedule=LinearSchedule(20, beta_end=0.3),
-        sampler=DDPMSampler(20),
+        sampler=sampler,
         objective=Hybrid(),
     )
+    before = weights(module)
     ours = module.sample(3, generator=sample_generators(5, 3)).clamp(-1, 1)
-    pipeline = to_pipeline(module)
-    assert pipeline.scheduler.config.variance_type == "learned_range"
-    torch.testing.assert_close(drawn(pipeline, num_inference_steps=20), ours, rtol=0, atol=1e-4)
+    to_pipeline(module).save_pretrained(tmp_path)
+    assert how_to_call(module).endswith("draws the same images.")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    assert pipeline.scheduler.config.get("variance_type") == variance
+    assert pipeline.unet.config.out_channels == (2 if variance == "learned_range" else 1)
+    call = {} if variance else {"use_clipped_model_output": True}
+    theirs = drawn(pipeline, num_inference_steps=sampler.num_steps, **call)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights(module), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(1)])
+def test_noise_that_diffusers_leaves_in_the_last_step_is_said(spacing):
+    large = ddpm(network=unet(), schedule=LinearSchedule(20), sampler=DDPMSampler(5, BetaVariance(), spacing))
+    assert "leaves noise in its images: the last step is at time" in how_to_call(large)
+    ours = large.sample(3, generator=sample_generators(5, 3)).clamp(-1, 1)
+    assert (drawn(to_pipeline(large), num_inference_steps=5) - ours).abs().max() > 1e-3
+    small = ddpm(network=unet(), schedule=LinearSchedule(20), sampler=DDPMSampler(5, PosteriorVariance(), spacing))
+    ours = small.sample(3, generator=sample_generators(5, 3)).clamp(-1, 1)
+    assert how_to_call(small).endswith("draws the same images.")
+    torch.testing.assert_close(drawn(to_pipeline(small), num_inference_steps=5), ours, rtol=0, atol=1e-4)
 
 
 def test_one_class_of_a_conditional_model_becomes_the_whole_pipeline():
