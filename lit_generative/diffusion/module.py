@@ -25,8 +25,8 @@ from lit_generative.diffusion.schedules import NoiseSchedule
 from lit_generative.diffusion.times import TimeSampling, UniformTimes
 from lit_generative.recipe import Recorded, describe
 from lit_generative.tensor_ops import Generators, evaluating, expand_like, randn
-from lit_generative.training.checks import labels_of
 from lit_generative.training.examples import training_images
+from lit_generative.training.labels import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 

@@ -21,7 +21,7 @@ from lit_generative.gan.penalties import Penalty
 from lit_generative.gan.unrolling import Unrolling, Weights
 from lit_generative.recipe import Recorded, describe
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
-from lit_generative.training.checks import labels_of
+from lit_generative.training.labels import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 

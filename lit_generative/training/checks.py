@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_generative.recipe import class_path
-from lit_generative.types import Batch, DescribesData
+from lit_generative.types import DescribesData
 
 
 def check_data(module: nn.Module, data: object) -> None:
@@ -125,52 +125,6 @@ def check_trainer(module: L.LightningModule, trainer: L.Trainer, stage: str) -> 
             f"{who}: optimizers that take turns change the graph, so DDPStrategy must not have static_graph=True. "
             "Leave it out."
         )
-
-
-def check_labels(who: str, num: int, num_classes: int | None, label: Tensor | None) -> None:
-    """Refuse labels that a model cannot sample.
-
-    Args:
-        who: Named in the message.
-        num: How many samples.
-        num_classes: How many classes the model has; None if it has none.
-        label: ``(num,)`` int64, or None.
-
-    Raises:
-        ValueError: If the model has no classes, the count is wrong, or a label is not one of its classes.
-    """
-    if label is None:
-        return
-    if num_classes is None:
-        raise ValueError(f"{who}: the model is unconditional, so it takes no label. Leave label out.")
-    if label.shape != (num,):
-        raise ValueError(f"{who}: need one label for each of {num} samples, got shape {tuple(label.shape)}.")
-    if num and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
-        raise ValueError(f"{who}: labels must lie in 0..{num_classes - 1}, got {int(label.min())}..{int(label.max())}.")
-
-
-def labels_of(who: str, batch: Batch, num_classes: int | None) -> Tensor | None:
-    """The labels of a batch, for a model that has classes.
-
-    Args:
-        who: Named in the message.
-        batch: From the data.
-        num_classes: How many classes the model has; None if it has none.
-
-    Returns:
-        ``(N,)`` int64, or None without classes.
-
-    Raises:
-        ValueError: If the model has classes and the batch no labels.
-    """
-    if num_classes is None:
-        return None
-    if "label" not in batch:
-        raise ValueError(
-            f"{who}: a model of {num_classes} classes needs labels, but the batch holds {sorted(batch)} alone. Add "
-            "'label' to it, (N,) int64, or set the networks' num_classes to null."
-        )
-    return batch["label"]
 
 
 def check_gives_logits(who: str, discriminator: nn.Module) -> None:

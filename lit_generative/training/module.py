@@ -24,9 +24,10 @@ from typing_extensions import Self, override
 
 from lit_generative.recipe import are_of, class_path, describe
 from lit_generative.tensor_ops import Generators, derive_seed, random_labels, sample_generators
-from lit_generative.training.checks import check_class, check_data, check_labels, check_trainer, check_weights
+from lit_generative.training.checks import check_class, check_data, check_trainer, check_weights
 from lit_generative.training.freezing import hold_statistics
 from lit_generative.training.gradients import average_gradients
+from lit_generative.training.labels import check_batch_labels, check_labels
 from lit_generative.training.lr_schedules import PLATEAUS, show_score
 from lit_generative.training.parameter_groups import RateScale, build_optimizer
 from lit_generative.training.resume import (
@@ -245,6 +246,12 @@ class GenerativeModule(L.LightningModule, ABC):
             check_weights(self, checkpoint["state_dict"], saved)
 
     @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.num_classes is not None and isinstance(batch, Mapping) and "label" in batch:
+            check_batch_labels(type(self).__name__, batch["label"], self.num_classes)
+        return batch
+
+    @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._seed("train", self.trainer.fit_loop.total_batch_idx)
 
@@ -279,15 +286,7 @@ class GenerativeModule(L.LightningModule, ABC):
         return self.sample(len(batch), generator=generators)
 
     def labels_for(self, num: int, label: Tensor | None, generator: Generators) -> Tensor | None:
-        """Labels to sample with: those given, or drawn uniformly; None for an unconditional model.
-
-        Args:
-            num: How many samples.
-            label: ``(num,)`` int64, or None.
-            generator: As in :func:`lit_generative.tensor_ops.randn`.
-
-        Returns:
-            ``(num,)`` on the module's device, or None.
+        """Labels to sample with: those given, or drawn uniformly, ``(num,)`` here; None for an unconditional model.
 
         Raises:
             ValueError: If the model has no classes, the count is wrong, or a label is not one of its classes.

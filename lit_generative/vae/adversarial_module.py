@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_generative.tensor_ops import Generators, evaluating, frozen, full_precision, randn, to_float32
-from lit_generative.training.checks import check_gives_logits, check_labels
+from lit_generative.training.checks import check_gives_logits
+from lit_generative.training.labels import check_labels
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 from lit_generative.vae.adversarial import (

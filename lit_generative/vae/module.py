@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_generative.tensor_ops import Generators, evaluating, full_precision, to_float32
-from lit_generative.training.checks import labels_of
 from lit_generative.training.examples import training_images
+from lit_generative.training.labels import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 from lit_generative.vae.distributions import reparameterize

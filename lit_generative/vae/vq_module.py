@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lit_generative.metrics.code_usage import CodePerplexity
 from lit_generative.tensor_ops import Generators, evaluating, sum_per_example, to_float32
-from lit_generative.training.checks import labels_of
+from lit_generative.training.labels import labels_of
 from lit_generative.training.module import GenerativeModule
 from lit_generative.types import Batch
 from lit_generative.vae.likelihoods import Likelihood, check_first, with_state

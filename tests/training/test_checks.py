@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lit_generative.data.digits import Digits
 from lit_generative.training.checks import (
@@ -11,7 +10,6 @@ from lit_generative.training.checks import (
     check_weights,
     disjoint,
     find_modules,
-    labels_of,
     named_optimizers,
 )
 from tests import tiny
@@ -110,18 +108,3 @@ def test_a_part_within_another_is_taken_from_it_and_other_overlaps_are_refused()
     for other in ({3, 4}, {1, 2, 3}):
         with pytest.raises(ValueError, match="X: 'a' and 'b' share parameters, which would be taken twice"):
             disjoint("X", {"a": {1, 2, 3}, "b": other})
-
-
-@pytest.mark.parametrize("build", [tiny.image_gan, tiny.ddpm])
-def test_a_model_with_classes_and_data_without_labels_do_not_go_together(tmp_path, build):
-    images = DataLoader([{"image": torch.zeros(4, 1, 8, 8)}], batch_size=None)
-    message = r"(GAN|DDPM): a model of 10 classes needs labels, but the batch holds \['image'\] alone. Add 'label'"
-    with pytest.raises(ValueError, match=message):
-        tiny.trainer(tmp_path, max_steps=1).fit(build(num_classes=10), images)
-    tiny.trainer(tmp_path, max_steps=1).fit(build(), images)
-
-
-def test_labels_are_those_of_the_batch():
-    label = torch.tensor([2, 0])
-    assert labels_of("GAN", {"label": label}, 3) is label
-    assert labels_of("GAN", {"label": label}, None) is None
