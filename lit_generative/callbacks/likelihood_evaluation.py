@@ -91,7 +91,8 @@ class LikelihoodEvaluation(L.Callback):
             mean, logvar = cast(SupportsLikelihood, pl_module).posterior(x, y)
             bounds = None if num_draws is None else self.bounds(pl_module, x, y, num_draws)
         self._add(mean.flatten(start_dim=1))
-        options = {"batch_size": len(x), "sync_dist": True, "on_step": False, "on_epoch": True}
+        count = len(x) * trainer.world_size  # Lightning averages it over processes as a whole number
+        options = {"batch_size": count, "sync_dist": True, "on_step": False, "on_epoch": True}
         kl = pl_module.kl_by_dimension(mean, logvar)
         if kl is not None and stage == "test" and kl[0].numel() <= MAX_LOGGED_DIMENSIONS:
             for i, value in enumerate(kl.mean(dim=0).flatten()):

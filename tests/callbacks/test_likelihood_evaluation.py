@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 
 import pytest
@@ -23,7 +24,7 @@ from lit_generative.vae.likelihoods import Gaussian
 from lit_generative.vae.module import VAE
 from lit_generative.vae.objectives import Elbo
 from lit_generative.vae.priors import GaussianMixturePrior
-from tests import tiny
+from tests import processes, tiny
 from tests.vae.test_adversarial_module import IMAGES, model
 
 SIGMA = 0.5
@@ -253,3 +254,30 @@ def test_a_module_without_a_posterior_is_refused(tmp_path):
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         LikelihoodEvaluation(**{name: 0})
+
+
+PROCESSES = """
+import json, os, torch
+from lit_generative.callbacks.likelihood_evaluation import LikelihoodEvaluation
+from tests import families
+
+torch.set_num_threads(1)
+ranks = 2 if "LOCAL_RANK" in os.environ else 1
+options = {"devices": ranks, "strategy": "ddp" if ranks > 1 else "auto"}
+trainer = families.trainer(".", callbacks=[LikelihoodEvaluation(4)], **options)
+data = families.digits(test_fraction=9 / 1797, val_fraction=0.1)
+(found,) = trainer.test(families.build("vae"), data, verbose=False)
+if trainer.is_global_zero:
+    with open(f"{ranks}.json", "w") as file:
+        json.dump({name: value for name, value in found.items() if "kl" in name or "active" in name}, file)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_shares_give_the_figures_of_one(tmp_path):
+    (tmp_path / "script.py").write_text(PROCESSES)
+    for ranks in (1, 2):
+        processes.run(tmp_path / "script.py", cwd=tmp_path, ranks=ranks)
+    one, two = (json.loads((tmp_path / f"{ranks}.json").read_text()) for ranks in (1, 2))
+    assert one == pytest.approx(two, rel=1e-5)
+    assert one["test/kl_of_dimension/000"] > 0
