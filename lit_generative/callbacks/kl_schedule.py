@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -48,15 +49,16 @@ class KLWarmup(L.Callback):
             raise TypeError(
                 f"KLWarmup: {type(pl_module).__name__} has no kl_weight. Use it with a VAE or an AdversarialVAE."
             )
-        if stage == "fit" and 0 <= trainer.max_steps < self.warmup_steps:
-            rank_zero_warn(
-                f"KLWarmup: the warm-up of {self.warmup_steps} updates is longer than training, {trainer.max_steps}: "
-                "the KL term never gets its full weight. Lower warmup_steps."
-            )
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._full = pl_module.kl_weight
+        total = _num_updates(trainer)
+        if total < self.warmup_steps:
+            rank_zero_warn(
+                f"KLWarmup: the warm-up of {self.warmup_steps} updates is longer than training, {total:g}: the KL term "
+                "never gets its full weight. Lower warmup_steps."
+            )
 
     @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -100,6 +102,7 @@ class CapacitySchedule(L.Callback):
         if num_steps < 1:
             raise ValueError(f"CapacitySchedule: num_steps must be at least 1, got {num_steps}.")
         self.end, self.num_steps, self.start = end, num_steps, start
+        self._own: tuple[float | None] | None = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -115,9 +118,31 @@ class CapacitySchedule(L.Callback):
             )
 
     @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._own = (pl_module.capacity,)
+
+    @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.capacity = self.capacity(trainer.global_step)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self._own is not None:  # or a fit without the schedule would aim at its last value
+            (pl_module.capacity,), self._own = self._own, None
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
 
     def capacity(self, step: int) -> float:
         """Nats aimed at in update ``step``, counted from 0."""
         return self.start + (self.end - self.start) * min(1.0, step / self.num_steps)
+
+
+def _num_updates(trainer: L.Trainer) -> float:
+    """Of the whole training, by steps or by epochs; infinite if it has no end."""
+    by_steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return by_steps
+    batches = trainer.max_epochs * trainer.num_training_batches
+    return min(by_steps, batches // trainer.accumulate_grad_batches if math.isfinite(batches) else math.inf)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.kl_schedule import CapacitySchedule, KLWarmup
 from lit_generative.vae.objectives import Capacity, Elbo
-from tests import tiny
+from tests import families, tiny
 from tests.vae.test_adversarial_module import model
 from tests.vae.test_vq_module import vqvae
 
@@ -151,3 +154,32 @@ def test_a_module_without_what_is_scheduled_is_refused(tmp_path):
 def test_bad_numbers_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("options", "total"), [({"max_epochs": 1}, 2), ({"max_epochs": 2, "max_steps": 3}, 3), ({"max_epochs": 2}, 4)]
+)
+def test_a_warmup_longer_than_all_epochs_is_warned_of(tmp_path, options, total):
+    data = tiny.digits(batch_size=500)  # two batches an epoch
+    for warmup_steps, warned in ((total, False), (total + 1, True)):
+        callbacks = [KLWarmup(warmup_steps)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tiny.trainer(tmp_path, callbacks=callbacks, **options).fit(families.build("vae"), data)
+        found = [str(w.message) for w in caught if "longer than training" in str(w.message)]
+        assert len(found) == warned
+        assert not found or f"longer than training, {total}:" in found[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_capacity_is_the_objectives_own_again_after_training(tmp_path, fails):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, *args):
+            if fails:
+                raise ArithmeticError
+
+    module = tiny.vae(objective=Capacity(25.0))
+    trainer = tiny.trainer(tmp_path, callbacks=[CapacitySchedule(3.0, 2), Stop()], max_steps=4)
+    with pytest.raises(ArithmeticError) if fails else contextlib.nullcontext():
+        trainer.fit(module, tiny.digits())
+    assert module.capacity is None
