@@ -180,6 +180,18 @@ def head(seeds: Sequence[int]) -> str:
     )
 
 
+READING = """## How to read it
+
+IWAE beats the VAE on dynamically binarized digits and on all of Fashion-MNIST, the more the larger k. On static and
+8-bit digits it does not, and is worse with larger k: 1,437 fixed images are seen 178 times, and the tighter the bound,
+the better they are memorized (see the ELBO of the posterior). Dynamic binarization, new pixels each epoch, turns that
+round.
+
+VampPrior beats the standard prior on all digits, and not on Fashion-MNIST in 2,000 updates: posteriors settle on single
+pseudo-inputs at once (a KL near ln 200), and one seed of three collapses in each binarization. The paper warms the KL
+term up, for many epochs, and has 500 pseudo-inputs; the VAE gains from a warm-up, too."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the tables and write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
@@ -212,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results.setdefault(run.method, []).append(score)
         if results:
             tables.append(table(data, results))
-    text = "\n\n".join([head(options.seeds), *tables]) + "\n"
+    reading = [READING] if len(tables) == len(DATA) else []
+    text = "\n\n".join([head(options.seeds), *reading, *tables]) + "\n"
     print(text)
     if options.out:
         options.out.write_text(text)
