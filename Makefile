@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Features of the real digits, which scores are computed with.
 export LITGEN_CACHE ?= runs/.cache
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test whole check clean
 
 # A killed installation leaves no stamp, and an installation without one is made anew.
 .venv/.installed: pyproject.toml constraints.txt
@@ -28,6 +28,10 @@ quickstart: .venv/.installed
 
 test: .venv/.installed
 	$(PY) -m pytest
+
+# What `make test` runs in a smaller form.
+whole: .venv/.installed
+	$(PY) -m pytest -m whole
 
 check: .venv/.installed
 	$(PY) -m ruff check .
