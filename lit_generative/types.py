@@ -278,6 +278,13 @@ class DescribesModes(Protocol):
 class DensityEstimator(ABC):
     """A way to say how likely data is under a model, chosen beside the callback that asks."""
 
+    def check(self, module: Any) -> None:  # noqa: B027
+        """Refuse a model that it can say nothing of, before training; takes any, unless a leaf says otherwise.
+
+        Raises:
+            ValueError: If the model does not fit.
+        """
+
     @abstractmethod
     def estimate(self, module: Any, x: Tensor, y: Tensor | None, generator: Generators) -> dict[str, Tensor]:
         """Figures of each example by name, each ``(N,)``.

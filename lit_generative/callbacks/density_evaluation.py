@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,7 +23,7 @@ class DensityEvaluation(ExampleEvaluation):
         seed: Likewise.
 
     Raises:
-        ValueError: If there is no estimator, or ``max_batches`` is below 1.
+        ValueError: If there is no estimator, ``max_batches`` is below 1, or an estimator cannot be asked of the model.
     """
 
     def __init__(
@@ -36,6 +37,11 @@ class DensityEvaluation(ExampleEvaluation):
             raise ValueError("DensityEvaluation: needs at least one of estimators.")
         super().__init__(max_batches, on_validation, seed)
         self.estimators = list(estimators)
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for estimator in self.estimators:
+            estimator.check(pl_module)
 
     @override
     def figures(self, module: Any, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lit_generative.diffusion.denoiser import Denoiser
 from lit_generative.diffusion.schedules import DiscreteSchedule, Level, NoiseSchedule
+from lit_generative.diffusion.spacings import Linspace, Spacing
 from lit_generative.diffusion.variances import ReverseVariance, step_variances, training_variances
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import (
@@ -115,17 +116,18 @@ def vlb_term(
     return torch.where(t == 0, -decoder.log_prob(x0, x0_hat, log_variance), kl)
 
 
-def prior_term(x0: Tensor, schedule: NoiseSchedule) -> Tensor:
+def prior_term(x0: Tensor, schedule: NoiseSchedule, first: Level | None = None) -> Tensor:
     """``KL(q(x_T|x0) || N(0, initial_scale**2 I))``, what the noisiest time still knows of the data.
 
     Args:
         x0: Clean data, ``(N, ...)``.
         schedule: Noise levels.
+        first: Where the walk begins; None for the noisiest.
 
     Returns:
         Nats per example, ``(N,)``.
     """
-    _, alpha, sigma = schedule.level(schedule.even_times(1)[0])
+    _, alpha, sigma = schedule.level(schedule.even_times(1)[0]) if first is None else first
     scale = schedule.initial_scale
     variance = (sigma / scale) ** 2
     return 0.5 * sum_per_example((alpha / scale * x0).square() + (variance - 1 - math.log(variance)))
@@ -139,10 +141,11 @@ def evaluate_bound(
     decoder: Decoder | None = None,
     num_steps: int | None = None,
     generator: Generators = None,
+    spacing: Spacing | None = None,
 ) -> Tensor:
     """All terms of the bound, each estimated from one draw of ``x_t``; their sum over the first axis is the bound.
 
-    With fewer steps it is the bound of a sampler that takes so many, evenly spaced: Nichol & Dhariwal 2021, eq. 19
+    With fewer steps it is the bound of a sampler that takes so many: Nichol & Dhariwal 2021, eq. 19
     (arXiv:2102.09672). Divide by ``x0[0].numel() * log(2)`` for bits per dimension.
 
     Args:
@@ -152,6 +155,7 @@ def evaluate_bound(
         decoder: ``p(x0|x_t)`` at the last step; None for :class:`DiscretizedGaussian`, of 8-bit pixels.
         num_steps: K; None for every time of a discrete schedule.
         generator: Source of the noise; with one for each example, that example's figures do not depend on the others.
+        spacing: Which times; None for evenly spaced ones.
 
     Returns:
         Nats, ``(K + 1, N)``: the decoder's term, those of the steps from the least noisy to the noisiest, the prior's.
@@ -167,10 +171,10 @@ def evaluate_bound(
             "evaluate_bound: with self_conditioning a step depends on the guesses before it, and the bound does not "
             "hold. Evaluate a model trained without."
         )
-    terms = []
+    terms, levels = [], _falling(denoise.schedule, num_steps, Linspace() if spacing is None else spacing)
     known: Tensor | None = None  # beta tilde of the step before
     with evaluating(denoise.network):
-        for now, then in itertools.pairwise(_falling(denoise.schedule, num_steps)):
+        for now, then in itertools.pairwise(levels):
             eps = randn(x0.shape, generator, x0.device).to(x0.dtype)
             guess = denoise(now.alpha * x0 + now.sigma * eps, now)
             log_beta, log_beta_tilde = _log_variances(now, then)
@@ -182,7 +186,7 @@ def evaluate_bound(
                 terms.append(_step_kl(x0 - guess.x0, log_variance, image_factor, log_beta_tilde))
             else:
                 terms.append(-decoder.log_prob(x0, guess.x0, log_variance))
-    return torch.stack([*reversed(terms), prior_term(x0, denoise.schedule)])
+    return torch.stack([*reversed(terms), prior_term(x0, denoise.schedule, levels[0])])
 
 
 def _step_kl(error: Tensor, log_variance: Tensor, image_factor: Tensor, log_beta_tilde: Tensor) -> Tensor:
@@ -205,10 +209,14 @@ def _log_variances(now: Level, then: Level) -> tuple[Tensor, Tensor]:
     return step_variances(*values)
 
 
-def _falling(schedule: NoiseSchedule, num_steps: int | None) -> list[Level]:
-    """``num_steps`` levels from the noisiest on, then clean data."""
+def _falling(schedule: NoiseSchedule, num_steps: int | None, spacing: Spacing) -> list[Level]:
+    """``num_steps`` levels, falling, then clean data."""
     if num_steps is None:
         if not isinstance(schedule, DiscreteSchedule):
             raise ValueError(f"evaluate_bound: {type(schedule).__name__} has no steps of its own. Give num_steps.")
         num_steps = schedule.num_timesteps
-    return [schedule.level(t) for t in [*schedule.even_times(num_steps), schedule.clean]]
+    try:
+        times = spacing.times(schedule, num_steps)
+    except ValueError as error:
+        raise ValueError(f"evaluate_bound: {error}") from None
+    return [schedule.level(t) for t in [*times, schedule.clean]]

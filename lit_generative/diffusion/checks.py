@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_generative.diffusion.conditions import Condition, SuperResolution
 from lit_generative.diffusion.guidance import Guidance
 from lit_generative.diffusion.latents import Latents
 from lit_generative.diffusion.objectives import DenoisingObjective
+from lit_generative.diffusion.samplers import Sampler
+from lit_generative.diffusion.variances import LearnedVariance
 
 
 def check_model(module: Any) -> None:
@@ -25,6 +28,7 @@ def check_model(module: Any) -> None:
     check_shapes(network, module.latents, module.clip_samples)
     check_guidance(guidance, module.label_dropout, module.num_classes)
     check_variance(network, module.objective)
+    check_sampled_variance(network, module.sampler)
     module.objective.check(module.schedule)
     check_conditions(network, module.self_conditioning, module.condition, module.latents)
     if guidance is not None:
@@ -83,13 +87,27 @@ def check_variance(network: nn.Module, objective: DenoisingObjective) -> None:
         )
 
 
+def check_sampled_variance(network: nn.Module, sampler: Sampler) -> None:
+    """A sampler that takes the network's variance needs a network that says one.
+
+    Raises:
+        ValueError: If it says none.
+    """
+    wants = isinstance(getattr(sampler, "variance", None), LearnedVariance)
+    if wants and not getattr(network, "learned_variance", False):
+        raise ValueError(
+            f"DDPM: the {type(sampler).__name__} takes the learned variance, of which the network says nothing. Train "
+            "with an objective that learns it, as Hybrid, and learned_variance; or leave the sampler's variance out."
+        )
+
+
 def check_conditions(
     network: nn.Module, self_conditioning: bool, condition: Condition | None, latents: Latents | None = None
 ) -> None:
-    """What is shown beside ``x_t`` needs input channels, and the size of ``x_t``.
+    """What is shown beside ``x_t`` needs input channels, as many as it has, and the size of ``x_t``.
 
     Raises:
-        ValueError: If the network has none, or some without need, or ``x_t`` is a latent.
+        ValueError: If the network has others, ``x_t`` is a latent, or no condition can be made of an image.
     """
     if condition is not None and latents is not None:
         raise ValueError(
@@ -97,11 +115,14 @@ def check_conditions(
             "maps. Leave condition or codec out."
         )
     extra = int(getattr(network, "extra_channels", 0))
-    wanted = self_conditioning or condition is not None
-    if bool(extra) != wanted:
+    shape: tuple[int, ...] = tuple(network.sample_shape)  # type: ignore[arg-type]
+    needed = shape[0] if self_conditioning else 0
+    if condition is not None:
+        needed += condition.of(torch.zeros(1, *shape)).shape[1]
+    if extra != needed:
         raise ValueError(
             "DDPM: self_conditioning and condition show the network images beside x_t, so it needs extra_channels for "
-            f"them, and only then. It has {extra}."
+            f"them, and only then: here {needed}. It has {extra}."
         )
 
 

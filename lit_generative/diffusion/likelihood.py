@@ -32,15 +32,23 @@ class BoundEstimator(Recorded, DensityEstimator):
     Args:
         num_steps: Of the walk that is scored; None for every time of a discrete schedule.
         variance: Of the steps down; None for the learned one if there is one, else the posterior's.
+        spacing: Which times; None for evenly spaced ones. Those of a flow end at next to no noise, where a network that
+            never saw so little costs thousands of nats: there take ``Trailing``.
 
     Raises:
         ValueError: If ``num_steps`` is below 1.
     """
 
-    def __init__(self, num_steps: int | None = None, variance: ReverseVariance | None = None) -> None:
+    def __init__(
+        self, num_steps: int | None = None, variance: ReverseVariance | None = None, spacing: Spacing | None = None
+    ) -> None:
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"BoundEstimator: num_steps must be at least 1, got {num_steps}.")
-        self.num_steps, self.variance = num_steps, variance
+        self.num_steps, self.variance, self.spacing = num_steps, variance, spacing
+
+    @override
+    def check(self, module: DDPM) -> None:
+        _check_plain("BoundEstimator", module)
 
     @override
     def estimate(self, module: DDPM, x: Tensor, y: Tensor | None, generator: Generators) -> dict[str, Tensor]:
@@ -49,7 +57,7 @@ class BoundEstimator(Recorded, DensityEstimator):
         learned = getattr(module.network, "learned_variance", False)
         variance = self.variance or (LearnedVariance() if learned else PosteriorVariance())
         denoise = _plain_denoiser(module, x, y, module.clip_samples)
-        terms = evaluate_bound(denoise, x, variance, decoder, self.num_steps, generator)
+        terms = evaluate_bound(denoise, x, variance, decoder, self.num_steps, generator, self.spacing)
         values = {"vlb": terms.sum(dim=0), "vlb_prior": terms[-1], "vlb_decoder": terms[0]}
         quarters = terms[1:-1].tensor_split(4)
         values |= {f"vlb_steps_{i}": part.sum(dim=0) for i, part in enumerate(quarters)}
@@ -70,6 +78,9 @@ class FlowEstimator(Recorded, DensityEstimator):
         spacing: Which; None for evenly spaced times.
         num_probes: Random vectors for the divergence; two or more give a standard error.
         exact_divergence: For data of few dimensions.
+
+    Raises:
+        ValueError: If ``num_steps`` is below 2 or ``num_probes`` below 1.
     """
 
     def __init__(
@@ -79,8 +90,17 @@ class FlowEstimator(Recorded, DensityEstimator):
         num_probes: int = 2,
         exact_divergence: bool = False,
     ) -> None:
+        if num_steps < 2 or num_probes < 1:
+            raise ValueError(
+                f"FlowEstimator: num_steps must be at least 2 and num_probes at least 1, got {num_steps} and "
+                f"{num_probes}."
+            )
         self.num_steps, self.spacing = num_steps, spacing
         self.num_probes, self.exact_divergence = num_probes, exact_divergence
+
+    @override
+    def check(self, module: DDPM) -> None:
+        _check_plain("FlowEstimator", module)
 
     @override
     def estimate(self, module: DDPM, x: Tensor, y: Tensor | None, generator: Generators) -> dict[str, Tensor]:
@@ -95,10 +115,19 @@ class FlowEstimator(Recorded, DensityEstimator):
         return values | ({"ode_bits_per_dim": -found.log_prob / _bits(x) + math.log2(255 / 2)} if is_image else {})
 
 
+def _check_plain(who: str, module: DDPM) -> None:
+    """Only a model of pixels, whose steps do not remember, has a likelihood."""
+    if module.latents is not None:
+        raise ValueError(f"{who}: the likelihood of latents is not that of images. Evaluate a model of pixels.")
+    if module.self_conditioning:
+        raise ValueError(
+            f"{who}: with self_conditioning a step depends on the guesses before it, and nothing is known of the "
+            "likelihood. Evaluate a model trained without."
+        )
+
+
 def _plain_denoiser(module: DDPM, x: Tensor, y: Tensor | None, clip: bool) -> Denoiser:
     """The network without guidance, which makes no model of the data."""
-    if module.latents is not None:
-        raise ValueError("DDPM: the likelihood of latents is not that of images. Evaluate a model of pixels.")
     condition = None if module.condition is None else module.condition.of(x)
     denoise = module.denoiser(y, condition)
     denoise.guidance, denoise.clip = None, clip

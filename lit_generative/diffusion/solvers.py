@@ -77,7 +77,7 @@ class HeunSampler(Sampler):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__(num_steps, spacing, guidance)
-        if min(s_churn, s_min, s_noise) < 0 or s_max < s_min:
+        if not (s_churn >= 0 and s_noise >= 0 and 0 <= s_min <= s_max):
             raise ValueError(
                 "HeunSampler: s_churn, s_min and s_noise must be at least 0 and s_max at least s_min, got "
                 f"s_churn={s_churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}."

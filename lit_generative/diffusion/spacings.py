@@ -103,7 +103,7 @@ class Karras(Spacing):
     """
 
     def __init__(self, rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None) -> None:
-        if rho <= 0:
+        if not 0 < rho < math.inf:
             raise ValueError(f"Karras: rho must be positive, got {rho}.")
         _check_range(self, sigma_min, sigma_max)
         self.rho = rho

@@ -211,8 +211,9 @@ class GenerativeModule(L.LightningModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         check_data(self, getattr(self.trainer, "datamodule", None))
-        # Said at each save under manual optimization; saving after the update is what resuming needs.
-        warnings.filterwarnings("ignore", message=".*no pre-optimization state was saved.*")
+        # Said at each save under manual optimization, which must be after the update to resume; and of our own hook.
+        said = "no pre-optimization state was saved|overridden `on_before_batch_transfer` in"
+        warnings.filterwarnings("ignore", message=f".*({said}).*")
         check_trainer(self, self.trainer, stage)
         if not torch.cuda.is_available():
             # Lightning sets this, and torch's optimizers then look for a GPU's driver at every step.
@@ -247,7 +248,7 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.num_classes is not None and isinstance(batch, Mapping) and "label" in batch:
+        if self.num_classes is not None and "label" in batch:
             check_batch_labels(type(self).__name__, batch["label"], self.num_classes)
         return batch
 

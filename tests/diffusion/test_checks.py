@@ -8,11 +8,13 @@ from lit_generative.diffusion.continuous import CosineLogSNR, RectifiedFlow
 from lit_generative.diffusion.guidance import ClassifierFree
 from lit_generative.diffusion.objectives import Hybrid, Simple, VariationalBoundObjective
 from lit_generative.diffusion.parameterizations import Epsilon, FlowVelocity, Velocity
-from lit_generative.diffusion.samplers import DDIMSampler
+from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler
 from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.diffusion.times import LossSecondMoment
+from lit_generative.diffusion.variances import BetaVariance, LearnedVariance
+from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.networks.mlp import MLPDenoiser
-from tests.tiny import point_ddpm, vae
+from tests.tiny import ddpm, point_ddpm, vae
 
 
 def network(**options) -> MLPDenoiser:
@@ -85,14 +87,34 @@ def test_losses_of_each_step_are_refused_for_a_schedule_with_other_steps_or_none
     point_ddpm(times=LossSecondMoment(num_timesteps=10))
 
 
-def test_images_beside_x_t_need_channels_and_channels_need_images():
-    with pytest.raises(ValueError, match=r"so it needs extra_channels for them, and only then\. It has 0"):
+def test_images_beside_x_t_need_as_many_channels_and_channels_need_images():
+    with pytest.raises(ValueError, match=r"so it needs extra_channels for them, and only then: here 2\. It has 0"):
         point_ddpm(self_conditioning=True)
-    with pytest.raises(ValueError, match="It has 0"):
-        point_ddpm(condition=SuperResolution(2))
-    with pytest.raises(ValueError, match="It has 2"):
+    with pytest.raises(ValueError, match=r"here 0\. It has 2"):
         point_ddpm(network=network(extra_channels=2))
     point_ddpm(network=network(extra_channels=2), self_conditioning=True, parameterization=Velocity())
+    sizes = {"channels": 2, "widths": (8,), "layers_per_block": 1}
+    for extra, both in ((3, False), (2, True)):
+        small = DiffusersUNet(8, extra_channels=extra, **sizes)
+        with pytest.raises(ValueError, match=rf"here {4 if both else 2}\. It has {extra}"):
+            ddpm(
+                network=small,
+                condition=SuperResolution(2),
+                self_conditioning=both,
+            )
+    ddpm(network=DiffusersUNet(8, extra_channels=4, **sizes), condition=SuperResolution(2), self_conditioning=True)
+    with pytest.raises(ValueError, match=r"whose sides are multiples of scale=3, got \(1, 2, 8, 8\)"):
+        ddpm(network=DiffusersUNet(8, extra_channels=2, **sizes), condition=SuperResolution(3))
+
+
+def test_a_sampler_takes_no_variance_that_nobody_learned():
+    with pytest.raises(
+        ValueError, match="the DDPMSampler takes the learned variance, of which the network says nothing"
+    ):
+        point_ddpm(sampler=DDPMSampler(4, variance=LearnedVariance()))
+    learned = network(learned_variance=True)
+    point_ddpm(network=learned, objective=Hybrid(), sampler=DDPMSampler(4, variance=LearnedVariance()))
+    point_ddpm(network=learned, objective=Hybrid(), sampler=DDPMSampler(4, variance=BetaVariance()))
 
 
 def test_a_condition_is_refused_on_latents():

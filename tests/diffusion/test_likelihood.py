@@ -5,18 +5,20 @@ import math
 import pytest
 import torch
 
+from lit_generative.callbacks.density_evaluation import DensityEvaluation
+from lit_generative.diffusion.bounds import prior_term
 from lit_generative.diffusion.conditions import SuperResolution
 from lit_generative.diffusion.guidance import ClassifierFree
 from lit_generative.diffusion.likelihood import BoundEstimator, FlowEstimator
 from lit_generative.diffusion.parameterizations import Epsilon
 from lit_generative.diffusion.samplers import DDIMSampler
 from lit_generative.diffusion.schedules import CosineSchedule
-from lit_generative.diffusion.spacings import Linspace
+from lit_generative.diffusion.spacings import Leading, Linspace, Trailing
 from lit_generative.diffusion.variances import BetaVariance
 from lit_generative.networks.mlp import MLPDenoiser
 from lit_generative.tensor_ops import from_uint8, sample_generators
 from tests.diffusion.gaussian import MEAN, STD, gaussian_ddpm
-from tests.tiny import ddpm, point_ddpm
+from tests.tiny import ddpm, point_ddpm, ring, trainer
 
 
 def points(num=40, shape=(3,)):
@@ -96,16 +98,41 @@ def test_guidance_is_left_out_and_labels_are_used(estimator):
     assert not torch.allclose(values[0][name], values[2][name])
 
 
-def test_a_model_of_latents_is_refused():
+@pytest.mark.parametrize("estimator", [BoundEstimator(), FlowEstimator()])
+def test_a_model_without_a_likelihood_is_refused_before_training(estimator, tmp_path):
     from tests.diffusion.test_latents import Scaled, latent_ddpm
 
-    with pytest.raises(ValueError, match="likelihood of latents is not that of images"):
-        BoundEstimator().estimate(latent_ddpm(Scaled()), images(), None, sample_generators(0, 20))
+    network = MLPDenoiser(hidden_dim=5, num_layers=1, extra_channels=2)
+    for module, message in (
+        (latent_ddpm(Scaled()), "likelihood of latents is not that of images"),
+        (point_ddpm(network=network, self_conditioning=True), "with self_conditioning a step depends on the guesses"),
+    ):
+        run = trainer(tmp_path, callbacks=[DensityEvaluation([estimator])], max_steps=1)
+        with pytest.raises(ValueError, match=f"{type(estimator).__name__}: .*{message}"):
+            run.fit(module, ring())
+        assert run.global_step == 0
+    estimator.check(point_ddpm())
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="BoundEstimator: num_steps must be at least 1, got 0"):
         BoundEstimator(0)
+    for numbers in ((1, None, 2), (2, None, 0)):
+        with pytest.raises(ValueError, match="FlowEstimator: num_steps must be at least 2 and num_probes at least 1"):
+            FlowEstimator(*numbers)
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(), Linspace()])
+def test_the_bound_of_any_times_lies_above_the_likelihood(spacing):
+    module, x = gaussian_ddpm((3,), 1000), points(400)
+    evenly, other = (
+        BoundEstimator(50, spacing=each).estimate(module, x, None, sample_generators(0, len(x)))
+        for each in (None, spacing)
+    )
+    assert other["vlb"].mean() > nll(x).mean()
+    assert torch.equal(evenly["vlb"], other["vlb"]) == isinstance(spacing, Linspace)
+    first = module.schedule.level(spacing.times(module.schedule, 50)[0])
+    torch.testing.assert_close(other["vlb_prior"], prior_term(x, module.schedule, first))
 
 
 def test_a_condition_is_made_of_the_image():
