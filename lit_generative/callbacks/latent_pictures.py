@@ -15,17 +15,18 @@ from lit_generative.callbacks.ema import averaged_weights
 from lit_generative.callbacks.media import log_image
 from lit_generative.pictures import grid, save_png
 from lit_generative.tensor_ops import expand_like
-from lit_generative.types import SupportsLatents
+from lit_generative.types import SupportsLatents, SupportsReconstruction
 
 
 class LatentPictures(L.Callback):
     """Draws three grids of the first validation images after each validation, to ``samples/`` and to the loggers.
 
-    * ``reconstructions``: an image above, and below it what its code gives.
-    * ``interpolations``: a row from one image to the next, along the straight line between their codes.
-    * ``traversals``: a row for each of the units with the largest KL, with all others at the first image's code and
-      this one from -3 to 3 standard deviations of the prior. Left out where the code is a map: there, a single number
-      belongs to one place.
+    * ``reconstructions``: an image above, and below it what its code gives. Of a VQ-VAE these alone.
+    * ``interpolations``: a row from one image to the next, along the straight line between their codes; where there
+      are classes, with the first one's label all along.
+    * ``traversals``: a row for each of the units with the largest KL from a standard normal, with all others at the
+      first image's code and this one from -3 to 3, whatever the prior. Left out where the code is a map: there, a
+      single number belongs to one place.
 
     Codes are posterior means, or what a flow makes of them; weights the averaged ones where there are any. Training's
     random numbers are untouched.
@@ -54,8 +55,8 @@ class LatentPictures(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Asked of all processes: Lightning broadcasts it, and only the first one draws.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
-        if not isinstance(pl_module, SupportsLatents):
-            raise TypeError(f"LatentPictures: {type(pl_module).__name__} has no posterior(), encode() and decode().")
+        if not isinstance(pl_module, SupportsLatents | SupportsReconstruction):
+            raise TypeError(f"LatentPictures: {type(pl_module).__name__} does not encode and decode images.")
 
     @override
     def on_validation_batch_end(
@@ -76,8 +77,8 @@ class LatentPictures(L.Callback):
                 save_png(picture, self._folder / f"{name}_{trainer.global_step:07d}.png")
             log_image(trainer, name, picture, trainer.global_step)
 
-    def draw(self, model: SupportsLatents, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        """The three pictures.
+    def draw(self, model: SupportsLatents | SupportsReconstruction, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        """The pictures.
 
         Args:
             model: Encodes and decodes.
@@ -87,8 +88,10 @@ class LatentPictures(L.Callback):
         Returns:
             uint8 pictures ``(height, width, 3)`` by name; ``traversals`` where the codes are vectors.
         """
+        if not isinstance(model, SupportsLatents):  # codes that are numbers of vectors have no straight line
+            return {"reconstructions": grid(torch.cat([x, model.reconstruct(x, y)]), columns=len(x))}
         code = model.encode(x, y)
-        pairs = torch.stack([x, model.decode(code, y)], dim=0).flatten(0, 1)
+        pairs = torch.cat([x, model.decode(code, y)])
         steps = expand_like(torch.linspace(0, 1, self.num_columns, device=x.device), code)
         along = torch.stack([torch.lerp(a, b, steps) for a, b in zip(code, code.roll(-1, dims=0), strict=True)])
         rows = {"interpolations": (along, y)}

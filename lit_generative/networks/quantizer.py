@@ -82,9 +82,9 @@ class VectorQuantizer(Recorded, nn.Module):
                 raise ValueError(f"VectorQuantizer: {name} must be at least 1, got {value}.")
         if not 0 <= decay < 1:
             raise ValueError(f"VectorQuantizer: decay must be at least 0 and below 1, got {decay}.")
-        if epsilon <= 0:
+        if not epsilon > 0:
             raise ValueError(f"VectorQuantizer: epsilon must be positive, got {epsilon}.")
-        if restart_below is not None and restart_below <= 0:
+        if restart_below is not None and not restart_below > 0:
             raise ValueError(
                 f"VectorQuantizer: restart_below must be positive, got {restart_below}. Set it to null to restart none."
             )

@@ -218,6 +218,7 @@ class AdversarialVAE(GenerativeModule):
     def _evaluate(self, stage: str, batch: Batch) -> None:
         losses, x_hat = self._pass(stage, batch["image"])
         verdicts = self._verdicts(batch["image"], x_hat)
+        losses["elbo"] = -losses["reconstruction"] - losses["kl"]  # with the KL term's whole weight
         self.log_evaluation(stage, losses | verdicts | {"generator_loss": -verdicts["fake_logits"]})
 
     @property

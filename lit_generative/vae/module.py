@@ -74,6 +74,11 @@ class VAE(GenerativeModule):
         self.likelihood = likelihood
         self.objective = objective
         self.prior = StandardNormal() if prior is None else prior
+        if (own := getattr(self.prior, "latent_dim", self.latent_dim)) != self.latent_dim:
+            raise ValueError(
+                f"VAE: the decoder and {type(self.prior).__name__} must have the same latent_dim, got "
+                f"{self.latent_dim} and {own}."
+            )
         if self.num_classes is not None and isinstance(self.prior, VampPrior):
             raise ValueError(
                 "VAE: VampPrior's pseudo-inputs have no class. Leave num_classes out, or use another prior."

@@ -131,7 +131,7 @@ class Elbo(Objective):
 
     def __init__(self, beta: float = 1.0, free_bits: float = 0.0, num_draws: int = 1) -> None:
         for name, value in (("beta", beta), ("free_bits", free_bits)):
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"Elbo: {name} must not be negative, got {value}.")
         if num_draws < 1:
             raise ValueError(f"Elbo: num_draws must be at least 1, got {num_draws}.")
@@ -181,9 +181,9 @@ class Capacity(Objective):
     has_capacity = True
 
     def __init__(self, gamma: float = 100.0, capacity: float = 25.0) -> None:
-        if gamma <= 0:
+        if not 0 < gamma < math.inf:
             raise ValueError(f"Capacity: gamma must be positive, got {gamma}.")
-        if capacity < 0:
+        if not 0 <= capacity < math.inf:
             raise ValueError(f"Capacity: capacity must not be negative, got {capacity}.")
         self.gamma, self.capacity = gamma, capacity
 

@@ -111,6 +111,7 @@ class GaussianMixturePrior(Prior):
         for name, value in (("latent_dim", latent_dim), ("num_components", num_components)):
             if value < 1:
                 raise ValueError(f"GaussianMixturePrior: {name} must be at least 1, got {value}.")
+        self.latent_dim = latent_dim
         self.mean = nn.Parameter(torch.randn(num_components, latent_dim))
         self.logvar = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logit = nn.Parameter(torch.zeros(num_components))

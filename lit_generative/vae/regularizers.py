@@ -35,7 +35,7 @@ class TotalCorrelation(Objective):
         if dataset_size < 1:
             raise ValueError(f"TotalCorrelation: dataset_size must be at least 1, got {dataset_size}.")
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"TotalCorrelation: {name} must not be negative, got {value}.")
         self.dataset_size, self.alpha, self.beta, self.gamma = dataset_size, alpha, beta, gamma
 
@@ -84,7 +84,8 @@ class InfoVAE(Objective):
     """ELBO with less weight on each example's KL, and more on the distance of all codes from the prior.
 
     ``-log p(x|z) + (1 - alpha) KL(q(z|x) || p(z)) + (alpha + lambda_ - 1) MMD(q(z), p(z))``; the last is one number
-    for the batch, by the unbiased estimate with a Gaussian kernel. ``alpha=1`` is the MMD-VAE.
+    for the batch of each process, by the unbiased estimate with a Gaussian kernel; of a single image, as a test's last
+    batch may be, it is 0. ``alpha=1`` is the MMD-VAE.
 
     Source: Zhao, Song & Ermon 2019, eq. 6 and sec. 3.2 (arXiv:1706.02262).
 
@@ -98,11 +99,11 @@ class InfoVAE(Objective):
     """
 
     def __init__(self, alpha: float = 1.0, lambda_: float = 1000.0, bandwidth: float = 1.0) -> None:
-        if alpha > 1:
+        if not -math.inf < alpha <= 1:
             raise ValueError(f"InfoVAE: alpha must be at most 1, got {alpha}: the KL term's weight is 1 - alpha.")
-        if alpha + lambda_ < 1:
+        if not 1 <= alpha + lambda_ < math.inf:
             raise ValueError(f"InfoVAE: alpha + lambda_ must be at least 1, got {alpha} + {lambda_}.")
-        if bandwidth <= 0:
+        if not 0 < bandwidth < math.inf:
             raise ValueError(f"InfoVAE: bandwidth must be positive, got {bandwidth}.")
         self.alpha, self.lambda_, self.bandwidth = alpha, lambda_, bandwidth
 
@@ -114,6 +115,10 @@ class InfoVAE(Objective):
     @override
     def terms(self, draws: Draws) -> dict[str, Tensor]:
         z = draws.z.flatten(0, 1)
+        if len(z) < 2:
+            if torch.is_grad_enabled():
+                raise ValueError("InfoVAE: the discrepancy needs at least two codes, got a batch of 1. Enlarge it.")
+            return {"mmd": z.new_zeros(len(draws.mean))}
         wanted = draws.prior.sample(len(z), z.shape[1], draws.encoder).to(z)
         return {"mmd": mean_discrepancy(z, wanted, self.bandwidth * z.shape[1]).expand(len(draws.mean))}
 

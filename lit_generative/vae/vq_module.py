@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class VQVAE(GenerativeModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if beta < 0:
+        if not 0 <= beta < math.inf:
             raise ValueError(f"VQVAE: beta must not be negative, got {beta}.")
         _check_agreement({"encoder": encoder, "quantizer": quantizer, "decoder": decoder, "prior": prior})
         self.num_classes = getattr(prior, "num_classes", None)

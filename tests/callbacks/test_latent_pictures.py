@@ -12,8 +12,9 @@ from torch import Tensor
 from lit_generative.callbacks.ema import EMA
 from lit_generative.callbacks.latent_pictures import LatentPictures
 from lit_generative.pictures import grid
+from lit_generative.tensor_ops import from_uint8
 from lit_generative.training.csv_logger import CSVLogger
-from tests import tiny
+from tests import families, tiny
 from tests.vae.test_adversarial_module import model
 from tests.vae.test_module_options import conditional
 
@@ -109,8 +110,17 @@ def test_each_validation_writes_them_and_changes_no_weight(tmp_path, build, name
     assert sizes["interpolations"][0] > sizes["interpolations"][1]  # five columns, four rows
 
 
+def test_a_vqvae_has_its_reconstructions_drawn_alone():
+    module = families.build("vqvae")
+    x = from_uint8(torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)))
+    pictures = LatentPictures(num_images=3).draw(module, x, torch.zeros(3, dtype=torch.int64))
+    assert pictures.keys() == {"reconstructions"}
+    expected = grid(torch.cat([x, module.reconstruct(x)]), columns=3)
+    torch.testing.assert_close(pictures["reconstructions"], expected, rtol=0, atol=0)
+
+
 def test_a_module_without_codes_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"LatentPictures: GAN has no posterior\(\), encode\(\) and decode\(\)"):
+    with pytest.raises(TypeError, match="LatentPictures: GAN does not encode and decode images"):
         tiny.train(tmp_path, tiny.gan(), tiny.ring(), callbacks=[LatentPictures()])
 
 

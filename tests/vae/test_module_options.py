@@ -192,6 +192,13 @@ def test_what_cannot_have_a_flow_refuses_it_when_the_model_is_built(options, mes
         with_flow(**options)
 
 
+def test_a_prior_of_another_length_is_refused():
+    message = "VAE: the decoder and GaussianMixturePrior must have the same latent_dim, got 3 and 7"
+    with pytest.raises(ValueError, match=message):
+        tiny.vae(prior=GaussianMixturePrior(7, 2))
+    tiny.vae(prior=GaussianMixturePrior(3, 2))
+
+
 def test_a_flow_of_another_length_is_refused():
     message = "VAE: the decoder and InverseAutoregressiveFlow must have the same latent_dim, got 3 and 4"
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from lit_generative.vae.objectives import Draws
 from lit_generative.vae.regularizers import InfoVAE, TotalCorrelation, mean_discrepancy
+from tests import families
 from tests.vae.linear_gaussian import LinearGaussian, two_examples_with_draws
 
 
@@ -60,3 +62,15 @@ def test_the_discrepancy_of_equal_distributions_is_zero_on_average_and_of_others
     same = torch.stack([mean_discrepancy(rows(0.0), rows(0.0), 3.0) for _ in range(300)])
     assert abs(float(same.mean())) < 4 * float(same.std()) / math.sqrt(300)
     assert float(mean_discrepancy(rows(0.0), rows(1.0), 3.0)) > 5 * float(same.std())
+
+
+def test_a_last_batch_of_one_image_is_scored_without_the_discrepancy_and_not_trained_on(tmp_path):
+    module, data = families.build("vae", objective=InfoVAE()), families.digits(eval_batch_size=179)  # of 180
+    (found,) = families.trainer(tmp_path).test(module, data, verbose=False)
+    assert math.isfinite(found["test/loss"])
+    draws = two_examples_with_draws()
+    single = dataclasses.replace(draws, mean=draws.mean[:1], z=draws.z[:1, :1])
+    with torch.no_grad():
+        assert InfoVAE().terms(single)["mmd"].tolist() == [0.0]
+    with pytest.raises(ValueError, match="InfoVAE: the discrepancy needs at least two codes, got a batch of 1"):
+        InfoVAE().terms(single)
