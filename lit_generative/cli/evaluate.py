@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_generative.cli import samplers
 from lit_generative.cli.sample import add_weights_arguments, chosen_weights, positive
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", type=positive, default=64, help="images at a time (default: 64)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
     add_weights_arguments(parser)
+    samplers.add_arguments(parser)
     add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
 
 
@@ -130,6 +132,7 @@ def _images(args: argparse.Namespace, device: Any) -> tuple[ImageSource, dict[st
     ema = chosen_weights(args)
     path = find_checkpoint(args.ckpt_path)
     module = load_module(path, ema=ema, device=str(device), trust=args.trust)
+    samplers.choose(args, module)
     subject = {"checkpoint": path.name, **checkpoint_record(path, ema)}
     return ModelSamples(module, args.num, args.seed), subject
 

@@ -21,6 +21,8 @@ OPTIONS = {
     "temperature": "--temperature",
 }
 """Options by their field of :class:`~lit_generative.types.PromptOptions`."""
+SAMPLING = ("guidance_scale", "num_steps")
+"""What :mod:`lit_generative.cli.samplers` takes, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("models that draw from texts").add_argument
     add("--prompt", nargs="+", metavar="TEXT", help="what to draw, or how a text begins; several are taken in turn")
     add("--negative_prompt", dest="negative", metavar="TEXT", help="what pictures shall not show")
-    add("--guidance_scale", type=float, help="how much more the prompt counts; 1 is no guidance")
-    add("--num_steps", type=int, help="steps of the sampler")
+    add("--guidance_scale", type=float, help="how much more prompt or label counts; 1 is no guidance")
+    add("--num_steps", type=int, help="steps of the sampler, of a diffusion model, too")
     add("--max_new_tokens", type=int, help="length of a continuation")
     add("--temperature", type=float, help="of the draws of tokens; 0 takes the most likely one")
 
@@ -45,6 +47,7 @@ def check(args: argparse.Namespace, module: Any) -> PromptOptions | None:
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     who = f"the {type(module).__name__} in {args.ckpt_path}"
     if not isinstance(module, SupportsPrompts):
+        given = {name: value for name, value in given.items() if name not in SAMPLING}
         if args.prompt or given:
             option = "--prompt" if args.prompt else OPTIONS[next(iter(given))]
             raise ValueError(f"{option}: {who} takes no texts. Leave it out.")

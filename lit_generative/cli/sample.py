@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_generative.cli import prompts
+from lit_generative.cli import prompts, samplers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--columns", type=positive, help="samples in a row of the grid (default: a square)")
     add_inputs_arguments(parser)
     prompts.add_arguments(parser)
+    samplers.add_arguments(parser, with_numbers=False)
     add_weights_arguments(parser)
     add("--batch_size", type=positive, default=64, help="samples drawn at once (default: 64)")
     add("--device", default="auto", help="cpu, cuda, mps, or auto (default: auto)")
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> list[Path]:
 
     ema = chosen_weights(args)
     module = load_module(args.ckpt_path, ema=ema, device=args.device, trust=args.trust)
+    samplers.choose(args, module)
     if args.num is None:
         args.num = len(args.prompt) if args.prompt else 64
     if (options := prompts.check(args, module)) is not None:

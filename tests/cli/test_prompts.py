@@ -41,7 +41,7 @@ def test_a_model_without_texts_is_asked_for_none():
     ("options", "module", "message"),
     [
         (["--prompt", "a"], Plain(), r"--prompt: the Plain in x\.ckpt takes no texts"),
-        (["--num_steps", "3"], Plain(), r"--num_steps: the Plain in x\.ckpt takes no texts"),
+        (["--temperature", "3"], Plain(), r"--temperature: the Plain in x\.ckpt takes no texts"),
         (["--num_steps", "3"], Painter(), "--num_steps: goes with --prompt"),
         (["--prompt", "a", "--temperature", "1"], Painter(), r"--temperature: .* It takes --negative_prompt, --guid"),
     ],
