@@ -188,8 +188,10 @@ the better they are memorized (see the ELBO of the posterior). Dynamic binarizat
 round.
 
 VampPrior beats the standard prior on all digits, and not on Fashion-MNIST in 2,000 updates: posteriors settle on single
-pseudo-inputs at once (a KL near ln 200), and one seed of three collapses in each binarization. The paper warms the KL
-term up, for many epochs, and has 500 pseudo-inputs; the VAE gains from a warm-up, too."""
+pseudo-inputs at once (a KL near ln 200), and one seed of three collapses in each binarization. With 500 pseudo-inputs
+and the KL term warmed up, as in the paper, here over 1,000 updates, none collapses, and it does as well as the VAE but
+for one seed: 255.7, 256.7, 258.2 nats (dynamic), the VAE warmed up alike 255.9, 256.0, 255.3. The paper trains for
+hundreds of epochs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
