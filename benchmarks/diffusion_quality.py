@@ -183,7 +183,7 @@ def draw(
         axes.set(xlabel="network calls", title=title)
     left.set_ylabel("Frechet distance")
     left.legend(fontsize="small")
-    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    right.legend(fontsize="small", handlelength=3.5, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
@@ -192,7 +192,8 @@ def look(model: str) -> dict[str, str]:
     """A curve's colour by target, line by schedule, marker by weighting; other models are dotted."""
     target, *others = model.split(", ")
     if target not in TARGETS:
-        return {"linestyle": ":", "marker": "d"}
+        colors = dict(zip((other.name for other in OTHERS), ("tab:red", "tab:purple", "tab:brown"), strict=True))
+        return {"color": colors[model], "linestyle": ":", "marker": "d"}
     schedule, weighting = others
     return {
         "color": dict(zip(TARGETS, ("tab:blue", "tab:orange", "tab:green"), strict=True))[target],

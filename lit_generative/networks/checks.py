@@ -42,6 +42,21 @@ def with_label(network: nn.Module, x: Tensor, num_classes: int | None, y: Tensor
     return torch.cat([x, F.one_hot(y, num_classes).to(x.dtype)], dim=1)
 
 
+def check_counts(name: str, **counts: int | None) -> None:
+    """Refuse sizes and numbers below 1, which torch would take, or refuse in its own words.
+
+    Args:
+        name: Name of the class that asks.
+        counts: Its arguments by name; None stands for none.
+
+    Raises:
+        ValueError: If one is below 1.
+    """
+    for argument, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: {argument} must be at least 1, got {count}.")
+
+
 def check_divisible(name: str, image_size: int, divisor: int, reason: str) -> None:
     """Refuse an image size that is no positive multiple of ``divisor``.
 

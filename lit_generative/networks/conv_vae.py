@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_divisible, check_label, with_label
+from lit_generative.networks.checks import check_counts, check_divisible, check_label, with_label
 from lit_generative.recipe import Recorded
 
 _CHANNELS_PER_GROUP = 8
@@ -41,6 +41,7 @@ class ConvEncoder(Recorded, nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts("ConvEncoder", channels=channels, latent_dim=latent_dim, width=width, num_classes=num_classes)
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
@@ -97,6 +98,8 @@ class ConvDecoder(Recorded, nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts("ConvDecoder", channels=channels, latent_dim=latent_dim, width=width, num_classes=num_classes)
+        check_counts("ConvDecoder", parameters_per_value=parameters_per_value)
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_divisible, check_shape
+from lit_generative.networks.checks import check_counts, check_divisible, check_shape
 from lit_generative.recipe import Recorded
 
 
@@ -36,6 +36,7 @@ class ConvFeatureEncoder(Recorded, nn.Module):
         self, image_size: int, channels: int, dim: int, width: int = 64, num_stages: int = 2, num_blocks: int = 2
     ) -> None:
         super().__init__()
+        check_counts("ConvFeatureEncoder", channels=channels, dim=dim, width=width)
         self.grid_size = _grid_size("ConvFeatureEncoder", image_size, num_stages, num_blocks)
         self.sample_shape = (channels, image_size, image_size)
         self.num_classes: int | None = None
@@ -93,6 +94,8 @@ class ConvFeatureDecoder(Recorded, nn.Module):
         parameters_per_value: int = 1,
     ) -> None:
         super().__init__()
+        check_counts("ConvFeatureDecoder", channels=channels, dim=dim, width=width)
+        check_counts("ConvFeatureDecoder", parameters_per_value=parameters_per_value)
         self.grid_size = _grid_size("ConvFeatureDecoder", image_size, num_stages, num_blocks)
         self.sample_shape = (channels, image_size, image_size)
         self.num_classes: int | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_generative.networks.checks import check_divisible, check_label, check_shape
+from lit_generative.networks.checks import check_counts, check_divisible, check_label, check_shape
 from lit_generative.networks.pretrained import (
     Source,
     build_from_text,
@@ -103,9 +103,12 @@ class DiffusersUNet(Recorded, nn.Module):
         config: str | None = None,
     ) -> None:
         super().__init__()
-        if patch_size < 1 or not widths:
+        check_counts("DiffusersUNet", channels=channels, num_classes=num_classes, layers_per_block=layers_per_block)
+        if patch_size < 1 or not widths or min(widths) < 1 or extra_channels < 0 or not 0 <= dropout < 1:
             raise ValueError(
-                f"DiffusersUNet: needs patch_size of at least 1 and at least one of widths, got {patch_size}, {widths}."
+                "DiffusersUNet: needs patch_size of at least 1 and at least one of widths, all of them positive, "
+                f"extra_channels not negative and dropout in [0, 1), got {patch_size}, {widths}, {extra_channels} and "
+                f"{dropout}."
             )
         divisor = patch_size * 2 ** (len(widths) - 1)
         check_divisible("DiffusersUNet", image_size, divisor, "patch_size * 2**(len(widths) - 1)")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_generative.networks.checks import check_divisible, check_label, check_shape
+from lit_generative.networks.checks import check_counts, check_divisible, check_label, check_shape
 from lit_generative.networks.diffusers_unet import MATMUL_TOKENS
 from lit_generative.networks.time_embedding import embeddable_time, sinusoidal_embedding
 from lit_generative.recipe import Recorded
@@ -60,10 +60,16 @@ class DiT(Recorded, nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        check_counts("DiT", channels=channels, num_classes=num_classes, width=width)
         if min(patch_size, depth, num_heads) < 1 or width < 8 or width % 4 or width % num_heads:
             raise ValueError(
                 "DiT: patch_size, depth and num_heads must be at least 1, and width a multiple of 4 and of num_heads, "
                 f"at least 8, got {patch_size}, {depth}, {num_heads} and {width}."
+            )
+        if extra_channels < 0 or not mlp_ratio > 0:
+            raise ValueError(
+                f"DiT: extra_channels must not be negative and mlp_ratio positive, got {extra_channels} and "
+                f"{mlp_ratio}."
             )
         check_divisible("DiT", image_size, patch_size, "patch_size")
         self.sample_shape = (channels, image_size, image_size)

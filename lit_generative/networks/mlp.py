@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_label, check_shape, with_label
+from lit_generative.networks.checks import check_counts, check_label, check_shape, with_label
 from lit_generative.networks.time_embedding import embeddable_time, sinusoidal_embedding
 from lit_generative.recipe import Recorded
 
@@ -32,6 +32,7 @@ class MLPGenerator(Recorded, nn.Module):
 
     def __init__(self, latent_dim: int = 16, hidden_dim: int = 128, num_layers: int = 3) -> None:
         super().__init__()
+        check_counts("MLPGenerator", latent_dim=latent_dim, hidden_dim=hidden_dim)
         self.latent_dim = latent_dim
         self.sample_shape = (2,)
         self.num_classes: int | None = None
@@ -72,6 +73,7 @@ class MLPDiscriminator(Recorded, nn.Module):
         wave_number: float = 2.0,
     ) -> None:
         super().__init__()
+        check_counts("MLPDiscriminator", hidden_dim=hidden_dim)
         self.sample_shape = (input_dim,)
         self.num_classes: int | None = None
         self.waves: Tensor | None
@@ -120,6 +122,7 @@ class MLPDenoiser(Recorded, nn.Module):
         wave_number: float = 2.0,
     ) -> None:
         super().__init__()
+        check_counts("MLPDenoiser", hidden_dim=hidden_dim, num_classes=num_classes)
         self.sample_shape = tuple(sample_shape)
         self.num_classes = num_classes
         self.extra_channels = extra_channels
@@ -184,6 +187,7 @@ class MLPEncoder(Recorded, nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts("MLPEncoder", latent_dim=latent_dim, hidden_dim=hidden_dim, num_classes=num_classes)
         self.sample_shape = tuple(sample_shape)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
@@ -236,6 +240,8 @@ class MLPDecoder(Recorded, nn.Module):
         parameters_per_value: int = 1,
     ) -> None:
         super().__init__()
+        check_counts("MLPDecoder", latent_dim=latent_dim, hidden_dim=hidden_dim, num_classes=num_classes)
+        check_counts("MLPDecoder", parameters_per_value=parameters_per_value)
         self.sample_shape = tuple(sample_shape)
         self.latent_dim = latent_dim
         self.num_classes = num_classes

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_generative.networks.checks import check_label, check_shape, with_label
+from lit_generative.networks.checks import check_counts, check_label, check_shape, with_label
 from lit_generative.networks.conv_vae import join_label, norm_and_activation, stage_widths
 from lit_generative.recipe import Recorded
 
@@ -45,6 +45,7 @@ class ResNetEncoder(Recorded, nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts("ResNetEncoder", channels=channels, latent_dim=latent_dim, width=width, num_classes=num_classes)
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes
@@ -108,6 +109,8 @@ class ResNetDecoder(Recorded, nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts("ResNetDecoder", channels=channels, latent_dim=latent_dim, width=width, num_classes=num_classes)
+        check_counts("ResNetDecoder", parameters_per_value=parameters_per_value)
         self.sample_shape = (channels, image_size, image_size)
         self.latent_dim = latent_dim
         self.num_classes = num_classes

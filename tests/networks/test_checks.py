@@ -4,7 +4,67 @@ import pytest
 import torch
 from torch import nn
 
-from lit_generative.networks.checks import check_divisible, check_label, check_shape, pyramid_widths, with_label
+from lit_generative.networks.checks import (
+    check_counts,
+    check_divisible,
+    check_label,
+    check_shape,
+    pyramid_widths,
+    with_label,
+)
+from lit_generative.networks.conv_vae import ConvDecoder, ConvEncoder
+from lit_generative.networks.conv_vq import ConvFeatureDecoder, ConvFeatureEncoder
+from lit_generative.networks.diffusers_unet import DiffusersUNet
+from lit_generative.networks.dit import DiT
+from lit_generative.networks.mlp import MLPDecoder, MLPDenoiser, MLPDiscriminator, MLPEncoder, MLPGenerator
+from lit_generative.networks.resnet_vae import ResNetDecoder, ResNetEncoder
+
+IMAGE = {"image_size": 8, "channels": 1}
+COUNTED = [
+    (DiffusersUNet, IMAGE, ("channels", "num_classes", "layers_per_block")),
+    (DiT, IMAGE, ("channels", "num_classes", "width")),
+    (ConvEncoder, {**IMAGE, "latent_dim": 2}, ("channels", "latent_dim", "width", "num_classes")),
+    (
+        ConvDecoder,
+        {**IMAGE, "latent_dim": 2},
+        ("channels", "latent_dim", "width", "num_classes", "parameters_per_value"),
+    ),
+    (ResNetEncoder, {**IMAGE, "latent_dim": 2}, ("channels", "latent_dim", "width", "num_classes")),
+    (ResNetDecoder, {**IMAGE, "latent_dim": 2}, ("channels", "latent_dim", "width", "parameters_per_value")),
+    (ConvFeatureEncoder, {**IMAGE, "dim": 2}, ("channels", "dim", "width")),
+    (ConvFeatureDecoder, {**IMAGE, "dim": 2}, ("channels", "dim", "width", "parameters_per_value")),
+    (MLPEncoder, {"sample_shape": (2,), "latent_dim": 2}, ("latent_dim", "hidden_dim", "num_classes")),
+    (MLPDecoder, {"sample_shape": (2,), "latent_dim": 2}, ("latent_dim", "hidden_dim", "parameters_per_value")),
+    (MLPGenerator, {}, ("latent_dim", "hidden_dim")),
+    (MLPDiscriminator, {}, ("hidden_dim",)),
+    (MLPDenoiser, {}, ("hidden_dim", "num_classes")),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "name"), [(c, a, name) for c, a, names in COUNTED for name in names])
+def test_sizes_below_one_are_refused_by_name(cls, arguments, name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"^{cls.__name__}: .*{name} .*at least .*{value}"):
+            cls(**arguments | {name: value})
+
+
+def test_no_count_passes():
+    check_counts("Network", num_classes=None, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "changes", "message"),
+    [
+        (DiffusersUNet, {"widths": (0, 8)}, "at least one of widths, all of them positive"),
+        (DiffusersUNet, {"extra_channels": -1}, "extra_channels not negative"),
+        (DiffusersUNet, {"dropout": 2.0}, r"dropout in \[0, 1\)"),
+        (DiT, {"extra_channels": -1}, "extra_channels must not be negative"),
+        (DiT, {"mlp_ratio": 0.0}, "mlp_ratio positive, got 0 and 0.0"),
+    ],
+)
+def test_numbers_that_make_no_denoiser_are_refused(cls, changes, message):
+    with pytest.raises(ValueError, match=f"{cls.__name__}: .*{message}"):
+        cls(**IMAGE | changes)
 
 
 @pytest.mark.parametrize("image_size", [4, 8, 28])
