@@ -29,6 +29,9 @@ PREDICTIONS = {"epsilon": Epsilon(), "sample": CleanImage(), "v_prediction": Vel
 class DiffusersSampler(Sampler):
     """A scheduler of diffusers that takes betas, on our discrete schedules.
 
+    Those of EDM, flows and consistency models take none and are refused, as are KDPM2 and IPNDM, which do not say at
+    which noise they ask the network. On continuous schedules take our samplers.
+
     Each walk builds the scheduler anew with the betas of the model's schedule, and without its ``clip_sample``: the
     model's ``clip_samples`` says whether guesses are clipped. The scheduler chooses the times. If one lies between two
     steps of the schedule, the network is asked at the nearer step, about noise of the scheduler's level.

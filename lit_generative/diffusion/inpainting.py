@@ -48,8 +48,10 @@ def inpaint(
 
     Raises:
         TypeError: If the sampler has only whole walks.
-        ValueError: If mask or numbers do not fit.
+        ValueError: If images, mask or numbers do not fit.
     """
+    if (shape := getattr(denoise.network, "sample_shape", x.shape[1:])) and tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(f"inpaint: needs images of shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}.")
     levels = sampler.levels(denoise.schedule)
     _check(sampler, x, mask, num_resamples, jump_length, num_steps=len(levels) - 1)
     return _walk(denoise, sampler, levels, x, mask, noise, num_resamples, jump_length)

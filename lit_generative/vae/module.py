@@ -83,6 +83,9 @@ class VAE(GenerativeModule):
             raise ValueError(
                 "VAE: VampPrior's pseudo-inputs have no class. Leave num_classes out, or use another prior."
             )
+        origin = torch.zeros(1, self.latent_dim)
+        if self.prior.kl_by_dimension(origin, origin) is None:
+            self.objective.check_prior(self.prior)
         self.flow = flow
         self._check_flow()
         self.optimizer = optimizer

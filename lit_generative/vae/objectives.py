@@ -107,6 +107,13 @@ class Objective(Recorded, ABC):
             ValueError: If it does.
         """
 
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a prior that has no KL of each dimension, if this objective needs it; most do not.
+
+        Raises:
+            ValueError: If it does.
+        """
+
     def terms(self, draws: Draws) -> dict[str, Tensor]:  # noqa: ARG002  most have none of their own
         """What is logged beside reconstruction, KL and ELBO: values ``(N,)`` by name."""
         return {}
@@ -149,18 +156,23 @@ class Elbo(Objective):
                 "not in closed form. Leave the flow out, or use free_bits=0."
             )
 
-    def _kl(self, draws: Draws) -> Tensor:
-        if self.free_bits == 0:
-            return draws.kl
-        if draws.base is not None:
-            self.check_flow()
-        if draws.kl_by_dimension is None:
+    @override
+    def check_prior(self, prior: Prior) -> None:
+        if self.free_bits > 0:
             raise ValueError(
-                f"Elbo: free_bits={self.free_bits} needs the KL of each dimension, which {type(draws.prior).__name__} "
-                "has not in closed form. Use StandardNormal, or free_bits=0."
+                f"Elbo: free_bits={self.free_bits} needs the KL of each dimension, which {type(prior).__name__} has "
+                "not in closed form. Use StandardNormal, or free_bits=0."
             )
-        used = draws.kl_by_dimension.mean(dim=0) > self.free_bits
-        return torch.where(used, draws.kl_by_dimension, self.free_bits).sum(dim=1)
+
+    def _kl(self, draws: Draws) -> Tensor:
+        kl = draws.kl_by_dimension
+        if self.free_bits > 0 and kl is None:
+            if draws.base is not None:
+                self.check_flow()
+            self.check_prior(draws.prior)
+        if self.free_bits == 0 or kl is None:
+            return draws.kl
+        return torch.where(kl.mean(dim=0) > self.free_bits, kl, self.free_bits).sum(dim=1)
 
 
 class Capacity(Objective):

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_generative.vae.objectives import Draws, Objective
+from lit_generative.vae.priors import Prior
 
 
 class TotalCorrelation(Objective):
@@ -57,14 +58,18 @@ class TotalCorrelation(Objective):
         )
 
     @override
+    def check_prior(self, prior: Prior) -> None:
+        raise ValueError(
+            f"TotalCorrelation: needs a prior of independent dimensions, got {type(prior).__name__}. Use "
+            "StandardNormal."
+        )
+
+    @override
     def terms(self, draws: Draws) -> dict[str, Tensor]:
         if draws.base is not None:
             self.check_flow()
         if draws.kl_by_dimension is None:
-            raise ValueError(
-                f"TotalCorrelation: needs a prior of independent dimensions, got {type(draws.prior).__name__}. "
-                "Use StandardNormal."
-            )
+            self.check_prior(draws.prior)
         z = draws.z
         num = len(draws.mean) * self.dataset_size
         # (K, N, N', D): each draw under the posterior of every example of the batch.

@@ -424,6 +424,12 @@ def test_samples_like_images_are_made_of_what_the_model_is_shown_of_them():
         ddpm(NoisyConvolution()).samples_of(x)
 
 
+def test_holes_are_filled_in_images_of_the_models_size():
+    x = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"inpaint: needs images of shape \(N, 1, 8, 8\), got \(2, 1, 4, 4\)"):
+        ddpm(NoisyConvolution()).inpaint(x, x > 0)
+
+
 def test_a_model_that_is_shown_images_fills_no_holes():
     module, _ = super_resolution()
     x = torch.zeros(2, 1, 8, 8)

@@ -294,3 +294,14 @@ def test_pseudo_inputs_begin_with_training_images_and_a_resumed_run_keeps_its_ow
     resumed = model()
     tiny.train(tmp_path, resumed, tiny.digits(), max_steps=5, ckpt_path=tmp_path / "a.ckpt")
     torch.testing.assert_close(resumed.prior.pseudo_inputs.detach(), before)
+
+
+@pytest.mark.parametrize("prior", [GaussianMixturePrior(3, 2), VampPrior((1, 8, 8), 2)])
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [(Elbo(free_bits=0.1), "free_bits=0.1 needs the KL of each"), (TotalCorrelation(9), "prior of independent dimen")],
+)
+def test_a_prior_that_the_objective_has_no_kl_of_is_refused_when_the_model_is_built(prior, objective, message):
+    with pytest.raises(ValueError, match=f"{type(objective).__name__}: .*{message}.*{type(prior).__name__}"):
+        tiny.vae(prior=prior, objective=objective)
+    tiny.vae(objective=objective)
