@@ -64,6 +64,12 @@ class Smaller(ast.NodeTransformer):
         self._trains = outside
         return node
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        outside, self._trains = self._trains, ast.unparse(node.targets[0]) == "STEPS"
+        self.generic_visit(node)
+        self._trains = outside
+        return node
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, str):
             return ast.Constant(re.sub(r"(?<=val_check_interval=)\d+", "20", node.value))

@@ -116,7 +116,9 @@ class FlowEstimator(Recorded, DensityEstimator):
 
 
 def _check_plain(who: str, module: DDPM) -> None:
-    """Only a model of pixels, whose steps do not remember, has a likelihood."""
+    """Only a diffusion model of pixels, whose steps do not remember, has a likelihood."""
+    if not hasattr(module, "denoiser"):
+        raise TypeError(f"{who}: needs a DDPM, got a {type(module).__name__}. Leave it out.")
     if module.latents is not None:
         raise ValueError(f"{who}: the likelihood of latents is not that of images. Evaluate a model of pixels.")
     if module.self_conditioning:

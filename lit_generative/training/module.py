@@ -248,7 +248,7 @@ class GenerativeModule(L.LightningModule, ABC):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.num_classes is not None and "label" in batch:
+        if self.num_classes is not None and isinstance(batch, Mapping) and "label" in batch:
             check_batch_labels(type(self).__name__, batch["label"], self.num_classes)
         return batch
 

@@ -18,7 +18,7 @@ from lit_generative.diffusion.variances import BetaVariance
 from lit_generative.networks.mlp import MLPDenoiser
 from lit_generative.tensor_ops import from_uint8, sample_generators
 from tests.diffusion.gaussian import MEAN, STD, gaussian_ddpm
-from tests.tiny import ddpm, point_ddpm, ring, trainer
+from tests.tiny import ddpm, point_ddpm, ring, trainer, vae
 
 
 def points(num=40, shape=(3,)):
@@ -112,6 +112,8 @@ def test_a_model_without_a_likelihood_is_refused_before_training(estimator, tmp_
             run.fit(module, ring())
         assert run.global_step == 0
     estimator.check(point_ddpm())
+    with pytest.raises(TypeError, match=f"{type(estimator).__name__}: needs a DDPM, got a VAE"):
+        estimator.check(vae())
 
 
 def test_no_steps_are_refused():
