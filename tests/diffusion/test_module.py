@@ -353,13 +353,14 @@ def test_times_that_learn_see_each_loss_and_weigh_it():
 
 
 def test_filled_holes_agree_with_what_is_known():
+    torch.manual_seed(0)  # with other weights a pixel may be clamped to the same end in both
     module, (batch,) = ddpm(NoisyConvolution(), sampler=DDPMSampler(5)), batches(4, shape=SHAPE)
-    x = batch["image"].clamp(-1, 1)
+    x = 0.9 * batch["image"].clamp(-1, 1)
     mask = torch.zeros(4, 1, 2, 4, dtype=torch.bool)
     mask[..., :2] = True
     filled = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=2)
     torch.testing.assert_close(filled[..., :2], x[..., :2], rtol=0, atol=0)
-    assert (filled[..., 2:] != x[..., 2:]).float().mean() > 0.5  # some of both are clamped to -1 or 1
+    assert (filled[..., 2:] != x[..., 2:]).all()
     alone = module.inpaint(x[:1], mask[:1], generator=sample_generators(0, 1), num_resamples=2)
     torch.testing.assert_close(alone, filled[:1])
     other = module.inpaint(x, mask, generator=sample_generators(0, 4), num_resamples=1)
