@@ -130,24 +130,24 @@ def mean(found: list[dict[str, float]], name: str) -> float:
     return sum(each[name] for each in found) / len(found)
 
 
-def grid_table(bench: Bench, num_calls: Sequence[int], crossed: int) -> tuple[str, dict[str, list[float]]]:
-    """Every model: by DDIM for each number of calls, by the other samplers for one; also DDIM's distances by row."""
-    chosen = [("DDIM", n) for n in num_calls] + [(name, crossed) for name in SAMPLERS if name != "DDIM"]
-    heads = ["model", *(f"{name}, {n} calls" for name, n in chosen), "CPU s to train"]
-    lines = ["## Targets, schedules, weightings", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+def grid_table(bench: Bench, name: str, num_calls: Sequence[int]) -> tuple[str, dict[str, list[float]]]:
+    """Every model by one sampler, for each number of network calls; also the distances by row."""
+    heads = ["model", *(f"{n} calls" for n in num_calls), f"CPU ms an image, {num_calls[-1]} calls", "CPU s to train"]
+    lines = [f"## Every model by {name}", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     curves = {}
     for model in bench.models:
-        found = [bench.figure(model, name, SAMPLERS[name], n) for name, n in chosen]
-        curves[model.name] = [mean(each, "distance") for each in found[: len(num_calls)]]
+        found = [bench.figure(model, name, SAMPLERS[name], n) for n in num_calls]
+        curves[model.name] = [mean(each, "distance") for each in found]
         cells = [spread(".3f", [once["distance"] for once in each]) for each in found]
-        lines.append("| " + " | ".join([model.name, *cells, f"{mean(found[0], 'seconds_to_train'):.0f}"]) + " |")
+        cells += [f"{1000 * mean(found[-1], 'seconds_an_image'):.0f}", f"{mean(found[0], 'seconds_to_train'):.0f}"]
+        lines.append("| " + " | ".join([model.name, *cells]) + " |")
     return "\n".join(lines), curves
 
 
 def walk_table(bench: Bench, num_calls: Sequence[int]) -> tuple[str, dict[str, list[float]]]:
     """Samplers by network calls; also the distances by row."""
     heads = ["model and sampler", *(f"{n} calls" for n in num_calls), f"CPU ms an image, {num_calls[-1]} calls"]
-    lines = ["## Samplers", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = ["## Samplers of one model", "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     curves = {}
     for model in bench.models:
         for name, make in WALKED.get(model.name, {}).items():
@@ -159,37 +159,44 @@ def walk_table(bench: Bench, num_calls: Sequence[int]) -> tuple[str, dict[str, l
     return "\n".join(lines), curves
 
 
-def draw(
-    walks: dict[str, list[float]],
-    num_walk_calls: Sequence[int],
-    models: dict[str, list[float]],
-    num_grid_calls: Sequence[int],
-    path: Path,
-) -> None:
-    """Distance against network calls, both on logarithmic axes: of samplers, and of models by DDIM."""
+def draw(panels: dict[str, tuple[Sequence[int], dict[str, list[float]]]], path: Path) -> None:
+    """Distance against network calls, both on logarithmic axes; the last panel is of samplers, the others of models.
+
+    The axes end at twenty times the least distance: a text in the corner tells of curves that are always above.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, 6), layout="constrained", sharey=True)
-    for name, distances in walks.items():
-        left.loglog(num_walk_calls, distances, marker="o", label=name)
-    for name, distances in models.items():
-        right.loglog(num_grid_calls, distances, **look(name), label=name)
-    for axes, num_calls, title in ((left, num_walk_calls, "samplers"), (right, num_grid_calls, "models, by DDIM")):
+    columns = (len(panels) + 1) // 2
+    figure, grid = pyplot.subplots(2, columns, figsize=(6 * columns, 11), layout="constrained", sharey=True)
+    least = min(min(distances) for _, curves in panels.values() for distances in curves.values())
+    for axes, (title, (num_calls, curves)) in zip(grid.flat, panels.items(), strict=False):
+        for name, distances in curves.items():
+            axes.loglog(num_calls, distances, **look(name), label=name)
+        above = [f"{name}: {distances[-1]:.2g}" for name, distances in curves.items() if min(distances) > 20 * least]
+        if above:
+            told = "\n".join([f"above, at {num_calls[-1]} calls:", *above])
+            axes.text(0.98, 0.98, told, transform=axes.transAxes, fontsize="small", ha="right", va="top")
         axes.set_xticks(num_calls, [str(n) for n in num_calls])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="network calls", title=title)
-    left.set_ylabel("Frechet distance")
-    left.legend(fontsize="small")
-    right.legend(fontsize="small", handlelength=3.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set(xlabel="network calls", ylabel="Frechet distance", title=title, ylim=(0.9 * least, 20 * least))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    grid.flat[len(panels) - 1].legend(fontsize="small", loc="upper right")
+    grid.flat[-1].legend(handles, names, fontsize="small", handlelength=3.5, loc="center left")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
 def look(model: str) -> dict[str, str]:
     """A curve's colour by target, line by schedule, marker by weighting; other models are dotted."""
+    if ":" in model:
+        return {"marker": "o"}
     target, *others = model.split(", ")
     if target not in TARGETS:
         colors = dict(zip((other.name for other in OTHERS), ("tab:red", "tab:purple", "tab:brown"), strict=True))
@@ -207,9 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=750, help="updates of each model")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--calls", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--grid-calls", nargs="+", type=int, default=list(STEPS), help="of DDIM, with every model")
-    parser.add_argument("--crossed-calls", type=int, default=50, help="of the other samplers, with every model")
+    parser.add_argument("--calls", nargs="+", type=int, default=list(STEPS), help="network calls, by DDIM")
+    parser.add_argument("--other-calls", nargs="+", type=int, default=list(STEPS), help="by the other samplers")
     parser.add_argument("--models", nargs="+", choices=[model.name for model in [*GRID, *OTHERS]])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--precision", default="32-true", help="Lightning's, of the trainings")
@@ -221,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     data = choose_data(options.data, options.fashion_dir)
     bench = Bench(data, options.work, options.steps, options.samples, options.seeds, options.models, options.precision)
-    grid, models = grid_table(bench, options.grid_calls, options.crossed_calls)
+    calls = {name: options.calls if name == "DDIM" else options.other_calls for name in SAMPLERS}
+    grids = {name: grid_table(bench, name, num_calls) for name, num_calls in calls.items()}
     walked, walks = walk_table(bench, options.calls)
     title = {"digits": "digits at 16 x 16", "fashion": "Fashion-MNIST at 32 x 32"}[data.name]
     head = (
@@ -236,12 +243,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "`Trailing`, or by `Karras` where it says so; DDIM on a flow is Euler's method. Heun takes half as many steps "
         "as it has calls. Lower is better; over several seeds mean \u00b1 standard deviation."
     )
-    text = "\n\n".join([head, grid, walked]) + "\n"
+    text = "\n\n".join([head, *(grid for grid, _ in grids.values()), walked]) + "\n"
     print(text)
     if options.out:
         (options.out / f"diffusion_quality_{data.name}.md").write_text(text)
         picture = options.out / f"diffusion_steps_{data.name}.png"
-        draw(walks, options.calls, models, options.grid_calls, picture)
+        panels = {f"models, by {name}": (calls[name], curves) for name, (_, curves) in grids.items()}
+        draw(panels | {"samplers": (options.calls, walks)}, picture)
 
 
 if __name__ == "__main__":

@@ -169,16 +169,16 @@ def test_vae_likelihood_builds_every_method_on_every_kind_of_data(tmp_path):
 
 @pytest.mark.slow  # trains for some seconds
 def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, capsys):
-    options = ["--models", "flow", "--steps", "51", "--samples", "20", "--calls", "4", "6", "--grid-calls", "3"]
-    options += ["--crossed-calls", "2", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    options = ["--models", "flow", "--steps", "51", "--samples", "20", "--calls", "4", "6", "--other-calls", "2"]
+    options += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     diffusion_quality.main(options)
     table = (tmp_path / "diffusion_quality_digits.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| flow")]
-    assert [row.split(" | ")[0] for row in rows] == ["| flow", "| flow: DDIM", "| flow: Heun"]
-    assert [row.count(" | ") for row in rows] == [5, 3, 3]
+    assert [row.split(" | ")[0] for row in rows] == [*["| flow"] * 4, "| flow: DDIM", "| flow: Heun"]
+    assert [row.count(" | ") for row in rows] == [4, 3, 3, 3, 3, 3]
     assert all(float(number) > 0 for row in rows for number in re.findall(r"[\d.]+", row))
     assert (tmp_path / "diffusion_steps_digits.png").stat().st_size > 1000
-    assert capsys.readouterr().out.count("'distance'") == 8
+    assert capsys.readouterr().out.count("'distance'") == 7
     diffusion_quality.main(options)
     assert "'distance'" not in capsys.readouterr().out
 
