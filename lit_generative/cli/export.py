@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_generative.cli import samplers
 from lit_generative.cli.sample import add_weights_arguments, chosen_weights
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, default="diffusers", help=f"{told} (default: diffusers)")
     add("--out", required=True, help="folder to write to")
     add("--label", type=int, help="the class that a pipeline draws, of a model with classes")
+    samplers.add_arguments(parser)
     add("--license", help="for the model card, as in apache-2.0 (default: the pretrained model's, if it has a card)")
     add_weights_arguments(parser)
     add("--trust", nargs="+", default=[], metavar="PACKAGE", help="further packages whose classes may be built")
@@ -55,10 +57,15 @@ def run(args: argparse.Namespace) -> list[Path | str]:
 
     module = load_module(args.ckpt_path, ema=ema, trust=args.trust)
     if isinstance(module, DDPM) and args.format == "diffusers":
+        samplers.choose(args, module)
         to_pipeline(module, args.label).save_pretrained(out, safe_serialization=True)
         return [out, how_to_call(module)]
-    if args.label is not None:
-        raise ValueError(f"--label: is for pipelines of a DDPM with classes, not for a {type(module).__name__}.")
+    for name in ("label", *samplers.OPTIONS):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name}: is for the pipeline of a DDPM, not for a {type(module).__name__} as {args.format}. "
+                "Leave it out."
+            )
     told = _export(module, args, out)
     from lit_generative.finetune.model_card import read_origin, write_card
 

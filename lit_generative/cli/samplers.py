@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lit_generative.diffusion.samplers import Sampler
 
 SAMPLERS = ("DDPMSampler", "DDIMSampler", "DPMSolver2M", "HeunSampler", "EulerSampler")
+OPTIONS = ("sampler", "num_steps", "guidance_scale")
 
 
 def add_arguments(parser: argparse.ArgumentParser, with_numbers: bool = True) -> None:
@@ -34,7 +35,7 @@ def choose(args: argparse.Namespace, module: Any) -> None:
     """
     from lit_generative.types import SupportsPrompts
 
-    options = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale")}
+    options = {name: getattr(args, name) for name in OPTIONS}
     given = [name for name, value in options.items() if value is not None]
     if not given or (isinstance(module, SupportsPrompts) and given[0] != "sampler"):
         return

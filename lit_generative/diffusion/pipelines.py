@@ -104,13 +104,14 @@ def _check(module: DDPM) -> DiscreteSchedule:
         "it works on latents": module.latents is not None,
         f"of its sampler {type(module.sampler).__name__}": not isinstance(module.sampler, DDPMSampler | DDIMSampler),
         f"of its spacing {type(module.sampler.spacing).__name__}": type(module.sampler.spacing) not in SPACINGS,
-        "its sampler is guided": module.sampler.guidance is not None,
+        "its sampler is guided (guidance_scale other than 1)": getattr(module.sampler.guidance, "scale", 1) != 1,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ValueError(
             f"The DDPM cannot become a DDPMPipeline or DDIMPipeline, as {' and '.join(found)}. Those hold a plain "
-            "UNet2DModel, betas, and one of the two samplers."
+            "UNet2DModel, betas, and an unguided DDPMSampler or DDIMSampler. Choose a sampler with --sampler, "
+            "--num_steps and --guidance_scale 1."
         )
     return cast(DiscreteSchedule, module.schedule)
 

@@ -9,7 +9,10 @@ from peft import LoraConfig, PeftModel
 from lit_generative.__main__ import main
 from lit_generative.callbacks.checkpoint import Checkpoint
 from lit_generative.callbacks.ema import EMA
+from lit_generative.diffusion.guidance import ClassifierFree
 from lit_generative.diffusion.samplers import DDIMSampler
+from lit_generative.diffusion.solvers import HeunSampler
+from lit_generative.diffusion.spacings import Trailing
 from lit_generative.finetune.adapters import Adapted
 from lit_generative.loading import load_module
 from lit_generative.loading_parts import CheckpointPart
@@ -30,6 +33,13 @@ def checkpoint(tmp_path_factory):
     return folder / "last.ckpt"
 
 
+def drawn(pipeline, num_steps):
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"use_clipped_model_output": True, "output_type": "np"}
+    images = pipeline(2, sample_generators(1, 2), num_inference_steps=num_steps, **options).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
 @pytest.mark.parametrize(("option", "ema"), [((), None), (("--no-ema",), False)])
 def test_the_folder_draws_what_the_checkpoint_draws(checkpoint, tmp_path, capsys, option, ema):
     from diffusers import DiffusionPipeline
@@ -39,22 +49,35 @@ def test_the_folder_draws_what_the_checkpoint_draws(checkpoint, tmp_path, capsys
     wrote, call = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote {out}"
     assert "use_clipped_model_output=True" in call
-    pipeline = DiffusionPipeline.from_pretrained(out)
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        batch_size=2,
-        generator=sample_generators(1, 2),
-        num_inference_steps=10,
-        use_clipped_model_output=True,
-        output_type="np",
-    ).images
     ours = load_module(checkpoint, ema=ema).sample(2, torch.tensor([3, 3]), sample_generators(1, 2))
-    torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(drawn(DiffusionPipeline.from_pretrained(out), 10), ours, rtol=0, atol=1e-4)
 
 
 def test_averaged_and_raw_weights_differ(checkpoint):
     ours, raw = (load_module(checkpoint, ema=ema).sample(2, generator=sample_generators(1, 2)) for ema in (None, False))
     assert not torch.allclose(ours, raw, atol=1e-3)
+
+
+def test_the_options_choose_the_pipelines_sampler_for_a_run_whose_own_has_none(tmp_path, capsys):
+    from diffusers import DDIMPipeline
+
+    torch.manual_seed(0)
+    network = DiffusersUNet(8, 1, num_classes=10, widths=(8,), layers_per_block=1, attention_levels=())
+    guided = HeunSampler(3, spacing=Trailing(), guidance=ClassifierFree(3.0))
+    optimizer = functools.partial(torch.optim.Adam, lr=0.02)
+    module = tiny.ddpm(network=network, sampler=guided, label_dropout=0.2, optimizer=optimizer)
+    tiny.train(tmp_path, module, tiny.digits(), max_steps=3, callbacks=[Checkpoint(dirpath=str(tmp_path))])
+    command = ["export", "--ckpt_path", str(tmp_path / "last.ckpt"), "--label", "3", "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert "sampler HeunSampler and its sampler is guided" in told
+    assert "Choose a sampler with --sampler, --num_steps and --guidance_scale 1." in told
+    assert main([*command, "--sampler", "DDIMSampler", "--num_steps", "5", "--guidance_scale", "1"]) == 0
+    assert "num_inference_steps=5" in capsys.readouterr().out
+    module = load_module(tmp_path / "last.ckpt")
+    module.sampler = DDIMSampler(5, spacing=Trailing())
+    ours = module.sample(2, torch.tensor([3, 3]), sample_generators(1, 2))
+    torch.testing.assert_close(drawn(DDIMPipeline.from_pretrained(tmp_path / "out"), 5), ours, rtol=0, atol=1e-4)
 
 
 def test_a_folder_that_holds_something_is_refused(checkpoint, tmp_path, capsys):
@@ -101,8 +124,8 @@ def test_the_adapter_alone_is_read_by_peft(adapted, tmp_path, capsys):
     assert "PeftModel.from_pretrained(network" in capsys.readouterr().out
     module = load_module(adapted / "base/last.ckpt")
     module.network = PeftModel.from_pretrained(module.network, str(out / "network"))
-    drawn = module.sample(4, generator=sample_generators(1, 4))
-    torch.testing.assert_close(drawn, points(adapted / "lora/last.ckpt"))
+    samples = module.sample(4, generator=sample_generators(1, 4))
+    torch.testing.assert_close(samples, points(adapted / "lora/last.ckpt"))
     assert "license: cc-by-4.0" in (out / "README.md").read_text()
 
 
@@ -124,8 +147,9 @@ def test_a_form_that_the_model_has_not_names_those_it_has(adapted, tmp_path, cap
     assert "It can be written as peft, merged." in capsys.readouterr().err
 
 
-def test_a_label_is_for_pipelines_alone(adapted, tmp_path, capsys):
+@pytest.mark.parametrize("option", [("--label", "1"), ("--sampler", "DDIMSampler"), ("--guidance_scale", "2")])
+def test_a_label_and_a_sampler_are_for_pipelines_alone(adapted, tmp_path, capsys, option):
     out = str(tmp_path / "out")
     command = ["export", "--ckpt_path", str(adapted / "lora/last.ckpt"), "--format", "peft", "--out", out]
-    assert main([*command, "--label", "1"]) == 1
-    assert "--label: is for pipelines" in capsys.readouterr().err
+    assert main([*command, *option]) == 1
+    assert f"{option[0]}: is for the pipeline of a DDPM, not for a DDPM as peft." in capsys.readouterr().err
