@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -53,13 +54,14 @@ class NoiseSource(Recorded):
         coupling: Pairs noise and data; None leaves them as drawn.
 
     Raises:
-        ValueError: If ``offset`` or ``perturbation`` is negative; with ``offset`` for data that is no image.
+        ValueError: If ``offset`` or ``perturbation`` is negative or infinite; with ``offset`` for data that is no
+            image.
     """
 
     def __init__(self, offset: float = 0.0, perturbation: float = 0.0, coupling: Coupling | None = None) -> None:
         for name, value in (("offset", offset), ("perturbation", perturbation)):
-            if not value >= 0:
-                raise ValueError(f"NoiseSource: {name} must not be negative, got {value}.")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"NoiseSource: {name} must be at least 0 and finite, got {value}.")
         self.offset, self.perturbation, self.coupling = offset, perturbation, coupling
 
     def draw(self, x0: Tensor) -> Tensor:

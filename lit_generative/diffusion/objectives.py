@@ -126,8 +126,8 @@ class Hybrid(DenoisingObjective):
             :class:`~lit_generative.diffusion.bounds.ContinuousGaussian`.
 
     Raises:
-        ValueError: If ``vlb_weight`` is not positive; if the schedule has no steps, the network says nothing of the
-            variance, or the decoder refuses the first batch.
+        ValueError: If ``vlb_weight`` is not positive and finite; if the schedule has no steps, the network says nothing
+            of the variance, or the decoder refuses the first batch.
     """
 
     learns_variance = True
@@ -135,9 +135,9 @@ class Hybrid(DenoisingObjective):
     def __init__(
         self, vlb_weight: float = 0.001, weighting: Weighting | None = None, decoder: Decoder | None = None
     ) -> None:
-        if not vlb_weight > 0:
+        if not 0 < vlb_weight < math.inf:
             raise ValueError(
-                f"Hybrid: vlb_weight must be positive, got {vlb_weight}. Take Simple to learn no variance."
+                f"Hybrid: vlb_weight must be positive and finite, got {vlb_weight}. Take Simple to learn no variance."
             )
         self.vlb_weight = vlb_weight
         self.simple = Simple(weighting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -147,12 +148,12 @@ class EDMPreconditioning(Parameterization):
         sigma_data: Standard deviation of the data.
 
     Raises:
-        ValueError: If ``sigma_data`` is not positive.
+        ValueError: If ``sigma_data`` is not positive and finite.
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(f"EDMPreconditioning: sigma_data must be positive, got {sigma_data}.")
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"EDMPreconditioning: sigma_data must be positive and finite, got {sigma_data}.")
         self.sigma_data = sigma_data
 
     @override

@@ -48,7 +48,7 @@ class NoiseSchedule(Recorded, nn.Module, ABC):
             ``alpha`` and ``sigma``, float32, of the shape of ``t``.
 
         Raises:
-            ValueError: If a time lies outside the schedule (on an accelerator the check would wait, and is left out).
+            ValueError: If a time is not the schedule's (on an accelerator the check would wait, and is left out).
         """
 
     @abstractmethod
@@ -111,7 +111,7 @@ class DiscreteSchedule(NoiseSchedule):
         super().__init__()
         if not ((betas > 0) & (betas < 1)).all():
             raise ValueError(
-                f"{type(self).__name__}: every beta must lie in (0, 1), got {betas.min():g} to {betas.max():g}."
+                f"{type(self).__name__}: betas must lie in (0, 1), got {betas.min():g} to {betas.max():g}."
             )
         self.betas = self._without_last_signal(betas) if zero_terminal_snr else betas
         self.alphas_cumprod = (1 - self.betas).cumprod(0)  # float64 on the CPU, for exact steps of a sampler
@@ -128,8 +128,8 @@ class DiscreteSchedule(NoiseSchedule):
     @override
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if t.device.type == "cpu" and t.numel():
-            self._check(int(t.min()))
-            self._check(int(t.max()))
+            self._check(t.min().item())
+            self._check(t.max().item())
         return self.alphas[t], self.sigmas[t]
 
     @override
@@ -158,24 +158,21 @@ class DiscreteSchedule(NoiseSchedule):
     def nearest_times(self, ratios: Tensor) -> Tensor:
         own = 0.5 * ((1 - self.alphas_cumprod) / self.alphas_cumprod).log()
         nearest = (own - ratios.log()[:, None]).abs().argmin(dim=1)
-        return torch.where(
-            ratios.isinf(), self.num_timesteps - 1, nearest
-        )  # to it no finite time is nearer than another
+        # To an infinite ratio no finite one is nearer than another.
+        return torch.where(ratios.isinf(), self.num_timesteps - 1, nearest)
 
     def _without_last_signal(self, betas: Tensor) -> Tensor:
         if len(betas) < 2:
-            raise ValueError(
-                f"{type(self).__name__}: zero_terminal_snr keeps the first noise level and moves the last, so it needs "
-                f"num_timesteps of at least 2, got {len(betas)}."
-            )
+            needed = "zero_terminal_snr keeps the first level and moves the last, so num_timesteps must be at least 2"
+            raise ValueError(f"{type(self).__name__}: {needed}, got {len(betas)}.")
         roots = (1 - betas).cumprod(0).sqrt()
         roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
         return _betas_along(torch.cat([torch.ones(1, dtype=torch.float64), roots.square()]))
 
     def _check(self, t: Time) -> None:
-        if t not in range(-1, self.num_timesteps):
+        if not isinstance(t, int) or t not in range(-1, self.num_timesteps):
             raise ValueError(
-                f"{type(self).__name__}: times must be whole numbers in [0, {self.num_timesteps}), or -1 for clean "
+                f"{type(self).__name__}: times must be integers in [0, {self.num_timesteps}), or -1 for clean "
                 f"data, got {t}."
             )
 
@@ -227,9 +224,7 @@ class ScaledLinearSchedule(DiscreteSchedule):
     ) -> None:
         _check_length(self, num_timesteps)
         if min(beta_start, beta_end) < 0:
-            raise ValueError(
-                f"ScaledLinearSchedule: every beta must lie in (0, 1), got {beta_start:g} to {beta_end:g}."
-            )
+            raise ValueError(f"ScaledLinearSchedule: betas must lie in (0, 1), got {beta_start:g} to {beta_end:g}.")
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
         super().__init__(roots.square(), zero_terminal_snr)
 
@@ -243,10 +238,15 @@ class CosineSchedule(DiscreteSchedule):
         num_timesteps: Number of noise levels.
         offset: The paper's s, which keeps the first betas from being too small.
         zero_terminal_snr: As in :class:`DiscreteSchedule`.
+
+    Raises:
+        ValueError: If ``offset`` is negative or infinite, or as :class:`DiscreteSchedule`.
     """
 
     def __init__(self, num_timesteps: int = 1000, offset: float = 0.008, zero_terminal_snr: bool = False) -> None:
         _check_length(self, num_timesteps)
+        if not 0 <= offset < math.inf:
+            raise ValueError(f"CosineSchedule: offset must be at least 0 and finite, got {offset}.")
         f = torch.cos((_shares(num_timesteps) + offset) / (1 + offset) * math.pi / 2).square()
         super().__init__(_betas_along(f).clamp(max=0.999), zero_terminal_snr)
 

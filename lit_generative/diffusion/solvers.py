@@ -61,7 +61,8 @@ class HeunSampler(Sampler):
         guidance: Likewise.
 
     Raises:
-        ValueError: If ``s_churn``, ``s_min`` or ``s_noise`` is negative, or ``s_max`` below ``s_min``.
+        ValueError: If ``s_churn`` or ``s_noise`` is negative or infinite, ``s_min`` negative, or ``s_max`` below
+            ``s_min``.
     """
 
     single_step = False
@@ -77,9 +78,10 @@ class HeunSampler(Sampler):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__(num_steps, spacing, guidance)
-        if not (s_churn >= 0 and s_noise >= 0 and 0 <= s_min <= s_max):
+        if not (0 <= s_churn < math.inf and 0 <= s_noise < math.inf and 0 <= s_min <= s_max):
             raise ValueError(
-                "HeunSampler: s_churn, s_min and s_noise must be at least 0 and s_max at least s_min, got "
+                "HeunSampler: s_churn and s_noise must be at least 0 and finite, s_min at least 0, and s_max at least "
+                "s_min, got "
                 f"s_churn={s_churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}."
             )
         self.s_churn, self.s_noise = s_churn, s_noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -143,12 +144,12 @@ class LogNormalSigma(TimeSampling):
         std: Its standard deviation.
 
     Raises:
-        ValueError: If ``std`` is not positive.
+        ValueError: If ``mean`` is not finite, or ``std`` not positive and finite.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__()
-        _check_std(self, std)
+        _check_normal(self, mean, std)
         self.mean, self.std = mean, std
 
     @override
@@ -168,12 +169,12 @@ class LogitNormal(TimeSampling):
         std: Its standard deviation.
 
     Raises:
-        ValueError: If ``std`` is not positive.
+        ValueError: If ``mean`` is not finite, or ``std`` not positive and finite.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
-        _check_std(self, std)
+        _check_normal(self, mean, std)
         self.mean, self.std = mean, std
 
     @override
@@ -182,9 +183,11 @@ class LogitNormal(TimeSampling):
         return schedule.spread(u.clamp(max=1 - 2**-24)), None  # float32 rounds to 1 what spread() wants below it
 
 
-def _check_std(sampling: TimeSampling, std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"{type(sampling).__name__}: std must be positive, got {std}.")
+def _check_normal(sampling: TimeSampling, mean: float, std: float) -> None:
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise ValueError(
+            f"{type(sampling).__name__}: mean must be finite, and std positive and finite, got mean={mean}, std={std}."
+        )
 
 
 def _of_all_processes(t: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:

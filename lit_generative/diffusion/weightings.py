@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -117,12 +118,12 @@ class P2(Weighting):
         k: Keeps the weight from exploding at high noise.
 
     Raises:
-        ValueError: If ``gamma`` is negative, or ``k`` not positive.
+        ValueError: If ``gamma`` is negative, ``k`` not positive, or one infinite.
     """
 
     def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
-        if not (gamma >= 0 and k > 0):
-            raise ValueError(f"P2: gamma must not be negative and k must be positive, got {gamma} and {k}.")
+        if not (0 <= gamma < math.inf and 0 < k < math.inf):
+            raise ValueError(f"P2: gamma must be at least 0, k above 0, and both finite, got {gamma} and {k}.")
         self.gamma, self.k = gamma, k
 
     @override
@@ -145,12 +146,12 @@ class EDMWeighting(Weighting):
         sigma_data: Standard deviation of the data.
 
     Raises:
-        ValueError: If ``sigma_data`` is not positive.
+        ValueError: If ``sigma_data`` is not positive and finite.
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(f"EDMWeighting: sigma_data must be positive, got {sigma_data}.")
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"EDMWeighting: sigma_data must be positive and finite, got {sigma_data}.")
         self.sigma_data = sigma_data
 
     @override

@@ -145,9 +145,9 @@ def test_a_run_with_every_option_trains_and_is_built_again(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["offset", "perturbation"])
-@pytest.mark.parametrize("value", [-0.1, float("nan")])
-def test_a_negative_deviation_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"NoiseSource: {name} must not be negative, got"):
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_deviation_that_is_none_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"NoiseSource: {name} must be at least 0 and finite, got"):
         NoiseSource(**{name: value})
 
 

@@ -252,7 +252,7 @@ def test_data_without_levels_is_refused_in_the_first_batch_alone(objective_class
     objective_class(decoder=ContinuousGaussian()).loss(latents)
 
 
-@pytest.mark.parametrize("weight", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("weight", [0.0, -0.1, float("nan"), float("inf")])
 def test_a_weight_that_teaches_no_variance_is_refused(weight):
-    with pytest.raises(ValueError, match="Hybrid: vlb_weight must be positive, got"):
+    with pytest.raises(ValueError, match="Hybrid: vlb_weight must be positive and finite, got"):
         Hybrid(vlb_weight=weight)

@@ -236,9 +236,9 @@ def test_the_target_of_edm_keeps_its_digits_where_there_is_little_noise():
     torch.testing.assert_close(rounded, edm.target(x0, eps, alpha, sigma).float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan, math.inf])
 def test_a_deviation_of_the_data_that_is_not_positive_is_refused(sigma_data):
-    with pytest.raises(ValueError, match="EDMPreconditioning: sigma_data must be positive, got"):
+    with pytest.raises(ValueError, match="EDMPreconditioning: sigma_data must be positive and finite, got"):
         EDMPreconditioning(sigma_data)
 
 

@@ -158,7 +158,7 @@ def test_even_times_by_hand():
 @every_schedule
 @pytest.mark.parametrize("t", [-2, 5, 0.5, math.nan])
 def test_a_level_outside_the_schedule_is_refused(schedule_class, t):
-    with pytest.raises(ValueError, match=rf"{schedule_class.__name__}: times must be whole numbers in \[0, 5\), or -1"):
+    with pytest.raises(ValueError, match=rf"{schedule_class.__name__}: times must be integers in \[0, 5\), or -1"):
         schedule_class(num_timesteps=5).level(t)
 
 
@@ -167,6 +167,11 @@ def test_a_level_outside_the_schedule_is_refused(schedule_class, t):
 def test_times_outside_the_schedule_are_refused(schedule_class, t):
     with pytest.raises(ValueError, match=rf"{schedule_class.__name__}: times must be .* got {t}"):
         schedule_class(num_timesteps=5).alpha_sigma(torch.tensor([[0, t], [4, -1]]))
+
+
+def test_times_between_steps_are_refused():
+    with pytest.raises(ValueError, match=r"LinearSchedule: times must be integers in \[0, 5\), .* got 3\.0"):
+        LinearSchedule(num_timesteps=5).alpha_sigma(torch.tensor([3.0, 4.0]))
 
 
 # ---- zero terminal SNR
@@ -284,11 +289,17 @@ def test_a_larger_offset_makes_the_first_beta_of_the_cosine_larger():
     assert large < small
 
 
+@pytest.mark.parametrize("offset", [-0.1, math.inf, math.nan])
+def test_an_offset_of_the_cosine_that_is_none_is_refused(offset):
+    with pytest.raises(ValueError, match="CosineSchedule: offset must be at least 0 and finite, got"):
+        CosineSchedule(offset=offset)
+
+
 @pytest.mark.parametrize("schedule_class", [LinearSchedule, ScaledLinearSchedule])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("betas", [{"beta_start": 0.0}, {"beta_end": 1.0}, {"beta_start": -0.1}, {"beta_end": -0.1}])
 def test_betas_outside_the_unit_interval_are_refused(schedule_class, betas, zero):
-    with pytest.raises(ValueError, match=rf"^{schedule_class.__name__}: every beta must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=rf"^{schedule_class.__name__}: betas must lie in \(0, 1\)"):
         schedule_class(**betas, zero_terminal_snr=zero)
 
 

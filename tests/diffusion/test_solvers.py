@@ -205,11 +205,19 @@ def test_nothing_is_churned_where_no_level_is_nearer():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"s_churn": -1.0}, {"s_min": -0.1}, {"s_noise": -1.0}, {"s_min": 2.0, "s_max": 1.0}]
+    "settings",
+    [
+        {"s_churn": -1.0},
+        {"s_churn": math.inf},
+        {"s_min": -0.1},
+        {"s_noise": -1.0},
+        {"s_noise": math.inf},
+        {"s_min": 2.0, "s_max": 1.0},
+    ],
 )
 def test_heuns_settings_out_of_range_are_refused(settings):
     HeunSampler(s_min=2.0, s_max=2.0)
-    with pytest.raises(ValueError, match="HeunSampler: s_churn, s_min and s_noise must be at least 0"):
+    with pytest.raises(ValueError, match="HeunSampler: s_churn and s_noise must be at least 0 and finite"):
         HeunSampler(**settings)
 
 

@@ -292,7 +292,8 @@ def test_a_share_that_is_none_is_refused(share):
         LossSecondMoment(uniform_share=share)
 
 
+@pytest.mark.parametrize("options", [{"std": 0.0}, {"std": math.inf}, {"std": math.nan}, {"mean": math.nan}])
 @pytest.mark.parametrize("sampling_class", [LogNormalSigma, LogitNormal])
-def test_a_distribution_without_width_is_refused(sampling_class):
-    with pytest.raises(ValueError, match=rf"{sampling_class.__name__}: std must be positive, got 0\.0"):
-        sampling_class(std=0.0)
+def test_a_distribution_without_middle_or_width_is_refused(sampling_class, options):
+    with pytest.raises(ValueError, match=rf"{sampling_class.__name__}: mean must be finite, and std positive and fini"):
+        sampling_class(**options)

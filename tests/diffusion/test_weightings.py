@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -164,12 +166,15 @@ def test_a_bound_of_the_snr_that_is_not_positive_is_refused(gamma):
         MinSNR(gamma=gamma)
 
 
-@pytest.mark.parametrize("options", [{"gamma": -0.1}, {"k": 0.0}, {"k": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"gamma": -0.1}, {"gamma": math.inf}, {"k": 0.0}, {"k": math.inf}, {"k": math.nan}]
+)
 def test_weights_of_p2_that_explode_are_refused(options):
-    with pytest.raises(ValueError, match="P2: gamma must not be negative and k must be positive, got"):
+    with pytest.raises(ValueError, match="P2: gamma must be at least 0, k above 0, and both finite, got"):
         P2(**options)
 
 
-def test_data_without_deviation_is_refused():
-    with pytest.raises(ValueError, match=r"EDMWeighting: sigma_data must be positive, got 0\.0"):
-        EDMWeighting(sigma_data=0.0)
+@pytest.mark.parametrize("sigma_data", [0.0, math.inf])
+def test_data_without_deviation_is_refused(sigma_data):
+    with pytest.raises(ValueError, match="EDMWeighting: sigma_data must be positive and finite, got"):
+        EDMWeighting(sigma_data)
