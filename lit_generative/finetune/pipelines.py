@@ -11,7 +11,7 @@ import diffusers
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import nn
 
-from lit_generative.diffusion.diffusers_sampler import PREDICTIONS
+from lit_generative.diffusion.diffusers_kinds import PREDICTIONS
 from lit_generative.diffusion.parameterizations import Parameterization
 from lit_generative.diffusion.schedules import DiscreteSchedule
 

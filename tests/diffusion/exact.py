@@ -7,8 +7,10 @@ from torch import nn
 
 from lit_generative.diffusion.denoiser import Denoiser
 from lit_generative.diffusion.parameterizations import CleanImage
+from lit_generative.diffusion.samplers import Sampler
 from lit_generative.diffusion.schedules import Level, NoiseSchedule, Time
 from lit_generative.diffusion.spacings import Spacing
+from lit_generative.tensor_ops import randn, sample_generators
 
 MEAN, STD = 0.7, 0.3
 
@@ -42,6 +44,20 @@ class Given(Spacing):
 
 def exact_denoiser(schedule: NoiseSchedule, clip: bool = False) -> Denoiser:
     return Denoiser(ExactImage(schedule), schedule, CleanImage(), clip=clip)
+
+
+def walk(sampler: Sampler, schedule: NoiseSchedule, num: int = 3, seed: int = 0) -> list[tuple]:
+    """Every step of a sampler, for points of the plane."""
+    generators = sample_generators(seed, num)
+    noise = lambda: randn((num, 2), generators)  # noqa: E731
+    return list(sampler.trajectory(exact_denoiser(schedule), schedule.initial_scale * noise(), noise))
+
+
+def assert_samples_depend_on_their_generators_alone(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    many, few = (walk(sampler, schedule, num)[-1][0] for num in (5, 2))
+    torch.testing.assert_close(many[:2], few, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(walk(sampler, schedule, 5)[-1][0], many, rtol=0, atol=0)
+    assert not torch.allclose(walk(sampler, schedule, 5, seed=1)[-1][0], many, atol=1e-2)
 
 
 def on_path(level: Level, z: torch.Tensor) -> torch.Tensor:

@@ -7,19 +7,25 @@ import jsonargparse
 import pytest
 import torch
 
-from lit_generative.diffusion.continuous import RectifiedFlow
 from lit_generative.diffusion.diffusers_sampler import DiffusersSampler
 from lit_generative.diffusion.guidance import ClassifierFree
 from lit_generative.diffusion.objectives import Hybrid
 from lit_generative.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
-from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule, NoiseSchedule
+from lit_generative.diffusion.schedules import CosineSchedule, LinearSchedule
 from lit_generative.diffusion.solvers import DPMSolver2M
 from lit_generative.diffusion.spacings import Leading
 from lit_generative.loading import load_module
 from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.recipe import describe
 from lit_generative.tensor_ops import generators_of, randn, sample_generators
-from tests.diffusion.exact import MEAN, STD, Given, exact_denoiser
+from tests.diffusion.exact import (
+    MEAN,
+    STD,
+    Given,
+    assert_samples_depend_on_their_generators_alone,
+    exact_denoiser,
+    walk,
+)
 from tests.tiny import ddpm, point_ddpm, trainer
 
 # Each scheduler that takes betas, and the prediction types it knows.
@@ -52,12 +58,6 @@ def build(name: str, **settings):
     return getattr(diffusers, name)(**settings)
 
 
-def walk(sampler: DiffusersSampler | DDIMSampler, schedule: NoiseSchedule, num: int = 3, seed: int = 0) -> list[tuple]:
-    generators = sample_generators(seed, num)
-    noise = lambda: randn((num, 2), generators)  # noqa: E731
-    return list(sampler.trajectory(exact_denoiser(schedule), noise(), noise))
-
-
 # ---- what holds for all
 
 
@@ -84,11 +84,7 @@ def test_a_walk_yields_what_the_network_saw_at_noise_levels_that_fall(name):
 
 @every_scheduler
 def test_samples_do_not_depend_on_the_batch_they_are_drawn_in(name):
-    sampler, schedule = DiffusersSampler(build(name), 12), LinearSchedule(200)
-    many, few = (walk(sampler, schedule, num)[-1][0] for num in (5, 2))
-    torch.testing.assert_close(many[:2], few, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(walk(sampler, schedule, 5)[-1][0], many, rtol=0, atol=0)
-    assert not torch.allclose(walk(sampler, schedule, 5, seed=1)[-1][0], many, atol=1e-2)
+    assert_samples_depend_on_their_generators_alone(DiffusersSampler(build(name), 12), LinearSchedule(200))
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -254,17 +250,6 @@ def test_more_steps_than_the_schedule_has_are_refused():
         DiffusersSampler(build("EulerDiscreteScheduler"), 11).levels(LinearSchedule(10))
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
-def test_a_scheduler_without_betas_is_refused(name):
-    with pytest.raises(ValueError, match=f"DiffusersSampler: {name} takes no trained_betas"):
-        DiffusersSampler(build(name))
-
-
-def test_a_continuous_schedule_is_refused():
-    with pytest.raises(ValueError, match="DDIMScheduler works on numbered steps, and a RectifiedFlow has none"):
-        DiffusersSampler(build("DDIMScheduler"), 5).levels(RectifiedFlow())
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("IPNDMScheduler", {}), ("DDIMScheduler", {"rescale_betas_zero_snr": True})],
@@ -282,14 +267,6 @@ def test_a_scheduler_that_walks_to_noise_is_refused():
 def test_a_scheduler_that_hides_its_noise_levels_is_refused():
     with pytest.raises(ValueError, match="KDPM2DiscreteScheduler does not say at which noise levels"):
         DiffusersSampler(build("KDPM2DiscreteScheduler"), 5).levels(LinearSchedule())
-
-
-def test_another_prediction_is_refused():
-    scheduler = build("DPMSolverMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True)
-    with pytest.raises(
-        ValueError, match=r"prediction_type must be one of epsilon, sample, v_prediction, got 'flow_pred"
-    ):
-        DiffusersSampler(scheduler)
 
 
 def test_pure_noise_takes_a_scheduler_that_does_not_divide_by_alpha():
