@@ -95,13 +95,45 @@ def test_the_file_as_it_is_parses(path, capsys):
     assert printed["model"]["class_path"] == written["model"]["class_path"]
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in WITH_BASE])
-def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
+def what_test_runs(path: str) -> str:
+    """Names of the classes that decide what ``litgen test`` does with a config."""
+    config = yaml.safe_load((ROOT / path).read_text())
+    model = config["model"]["init_args"]
+    parts = [model[name] for name in ("objective", "prior", "posterior", "likelihood", "condition") if name in model]
+    parts += [config["model"], config["data"], *config["trainer"]["callbacks"]]
+    return " ".join(sorted(part["class_path"] for part in parts))
+
+
+RUN = [path for path in CONFIGS if path not in WITH_BASE]
+TESTED = {what_test_runs(path): path for path in reversed(RUN)}.values()
+"""The first of each kind of test; the others are tested by ``make whole``."""
+
+
+def prepared(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A shortened config, written to ``config.yaml`` in the new working directory, beside what it starts from."""
     monkeypatch.chdir(tmp_path)
     config = shortened(yaml.safe_load((ROOT / path).read_text()), tmp_path, monkeypatch)
     Path("config.yaml").write_text(yaml.safe_dump(config))
     if "codec" in config["model"]["init_args"]:
         train_first_stage(config, tmp_path, monkeypatch)
+    return config
+
+
+def check_test() -> None:
+    assert main(["test", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.limit_test_batches", "1"]) == 0
+
+
+@pytest.mark.whole  # a minute and a half in all
+@pytest.mark.parametrize("path", [path for path in RUN if path not in TESTED])
+def test_the_run_is_tested(path, tmp_path, monkeypatch):
+    prepared(path, tmp_path, monkeypatch)
+    assert main(["fit", "--config", "config.yaml"]) == 0
+    check_test()
+
+
+@pytest.mark.parametrize("path", RUN)
+def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
+    config = prepared(path, tmp_path, monkeypatch)
     assert main(["fit", "--config", "config.yaml"]) == 0
     run = Path("runs") / Path(path).stem / "version_0"
     assert (run / "config.yaml").exists()
@@ -110,7 +142,8 @@ def test_the_run_trains_saves_reloads_and_samples(path, tmp_path, monkeypatch):
     assert (run / "records.jsonl").exists() == bool(scored)
     from_images = "condition" in config["model"]["init_args"]  # no samples from noise alone
     assert bool(scored) == any(name in path for name in ("digits", "fashion"))
-    assert main(["test", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.limit_test_batches", "1"]) == 0
+    if path in TESTED:
+        check_test()
     options = ["--ckpt_path", str(run), "--num", "2", "--format", "npz", "--device", "cpu"]
     if from_images:
         Image.new("L", (4, 4)).save("low.png")
