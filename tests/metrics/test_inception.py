@@ -32,7 +32,7 @@ def bfloat16(weights):
 
 @pytest.fixture(scope="module")
 def images():
-    return pictures(16, torch.Generator().manual_seed(1))
+    return pictures(6, torch.Generator().manual_seed(1))
 
 
 def distance(a, b):
@@ -67,11 +67,11 @@ def test_no_batch_norm_is_left_and_nothing_is_trained(extractor):
 
 
 def test_an_images_features_do_not_depend_on_its_batch(extractor, images):
-    assert distance(extractor(images[7:9]).embedding, extractor(images[:9]).embedding[7:]) < 1e-4
+    assert distance(extractor(images[2:4]).embedding, extractor(images[:4]).embedding[2:]) < 1e-4
 
 
 def test_a_grey_image_is_repeated_to_three_channels(extractor, images):
-    grey = images[:4, :1]
+    grey = images[:2, :1]
     torch.testing.assert_close(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4)
 
 
@@ -79,10 +79,10 @@ def test_precision_settings_do_not_change_features(extractor, images):
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            fast = extractor(images[:4])
+            fast = extractor(images[:2])
     finally:
         torch.set_float32_matmul_precision("highest")
-    torch.testing.assert_close(fast, extractor(images[:4]), rtol=0, atol=0)
+    torch.testing.assert_close(fast, extractor(images[:2]), rtol=0, atol=0)
 
 
 def test_the_record_says_what_scores_depend_on(extractor, bfloat16, weights):
@@ -105,7 +105,7 @@ def test_the_record_says_what_scores_depend_on(extractor, bfloat16, weights):
 def test_another_resize_gives_other_features_and_another_record(extractor, weights, images):
     clean = InceptionV3(weights, resize=CleanResize())
     assert clean.record() == extractor.record() | {"resize": "clean"}
-    assert distance(clean(images[:4]).embedding, extractor(images[:4]).embedding) > 1e-2
+    assert distance(clean(images[:2]).embedding, extractor(images[:2]).embedding) > 1e-2
 
 
 def test_only_the_published_weights_give_an_fid(weights):

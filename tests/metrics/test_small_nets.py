@@ -60,7 +60,7 @@ def test_a_grey_image_is_no_triple():
 @pytest.mark.slow
 @pytest.mark.parametrize("image_size", [28, 32])
 def test_clothes_held_out_are_recognised(image_size):
-    images, labels = clothes()
+    images, labels = clothes().take(torch.arange(1000))
     assert accuracy(FashionFeatures(), fit_images(images, image_size, "pad"), labels) > 0.89
 
 
@@ -83,7 +83,7 @@ def test_each_block_of_features_has_half_of_the_variance():
 
 @needs_fashion
 def test_each_block_of_clothes_features_has_about_half_of_the_variance():
-    means, hidden = FashionFeatures()(clothes().images[:3000]).embedding.var(dim=0).split([32, 64])
+    means, hidden = FashionFeatures()(clothes().images[:1500]).embedding.var(dim=0).split([32, 64])
     torch.testing.assert_close(torch.stack([means.sum(), hidden.sum()]), torch.full((2,), 0.5), rtol=0.05, atol=0)
 
 
@@ -101,7 +101,7 @@ def test_the_distance_rises_with_every_fault():
 @needs_fashion
 @pytest.mark.slow
 def test_the_distance_of_clothes_rises_with_every_fault():
-    real, test = (clothes().take(torch.arange(start, start + 1500)) for start in (0, 1500))
+    real, test = (clothes().take(torch.arange(start, start + 600)) for start in (0, 600))
     check_order(FashionFeatures(), real.images, test, blurs=(0.5, 1.0, 2.0), noises=(8, 16, 64))
 
 
@@ -183,9 +183,11 @@ def test_the_files_are_small(name):
 
 
 @pytest.mark.slow
-def test_the_script_trains_a_net_that_recognises_digits(tmp_path, capsys):
+def test_the_script_trains_a_net_that_recognises_digits(tmp_path, capsys, monkeypatch):
+    short = train_feature_nets.RECIPES["digits"]._replace(epochs=24)  # of 80; seeds 0 to 2 gave 98.9 to 99.4 %
+    monkeypatch.setitem(train_feature_nets.RECIPES, "digits", short)
     train_feature_nets.main(["--net", "digits", "--out", str(tmp_path)])
-    assert float(capsys.readouterr().out.split("accuracy ")[1].split(",")[0]) > 0.98
+    assert float(capsys.readouterr().out.split("accuracy ")[1].split(",")[0]) > 0.97
     mine, shipped = (load_file(folder / "digits.safetensors") for folder in (tmp_path, WEIGHTS))
     assert {key: (x.dtype, x.shape) for key, x in mine.items()} == {k: (x.dtype, x.shape) for k, x in shipped.items()}
 
