@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 import time
 
 import pytest
@@ -29,6 +30,20 @@ from lit_generative.tensor_ops import derive_seed, from_uint8
 from lit_generative.vae.module import VAE
 from tests.generated import write_mnist
 from tests.tiny import trainer, weights
+
+
+@pytest.fixture
+def small_unet(tmp_path, monkeypatch):
+    """Benchmarks of diffusion models read the config with a quarter of the U-Net's widths."""
+    config = yaml.safe_load((ROOT / "configs/diffusion/ddpm_digits.yaml").read_text())
+    config["model"]["init_args"]["network"]["init_args"]["widths"] = [8, 16]
+    folder = tmp_path / "configs/diffusion"
+    folder.mkdir(parents=True)
+    (folder / "ddpm_digits.yaml").write_text(yaml.safe_dump(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusion_models, "ROOT", tmp_path)
+        yield
+
 
 DIGITS = {setting.family: setting for setting in overhead.SETTINGS if setting.width is None}
 
@@ -129,15 +144,36 @@ def test_mode_coverage_tells_mean_deviation_and_the_size_of_the_networks():
     assert row == "| `ring_gan` | 7.5 ± 0.7 | 60.0% ± 14.1% | 0.500 ± 0.354 | 6,000 | 17 k + 1 k | 12 |"
 
 
-def test_a_run_of_mode_coverage_that_fails_says_where_its_log_is(tmp_path):
+def test_a_run_of_mode_coverage_that_fails_says_where_its_log_is(tmp_path, monkeypatch):
+    (tmp_path / "python").write_text('#!/bin/sh\necho "no such option: $*" >&2; exit 2\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # ours takes five seconds to fail
     with pytest.raises(RuntimeError, match=r"--trainer.max_stepz=2 failed: see .*ring_gan_0.log_fit.txt"):
         mode_coverage.main(
             ["--data", "ring", "--methods", "gan", "--seeds", "0", "--work", str(tmp_path), *("--trainer.max_stepz=2",)]
         )
+    log = (tmp_path / "ring_gan_0/log_fit.txt").read_text()
+    assert log.startswith("no such option: -m lit_generative fit --config")
+    assert log.endswith("--seed_everything 0 --trainer.max_stepz=2\n")
 
 
-@pytest.mark.slow  # two processes
-def test_vae_likelihood_trains_tests_and_prints_a_row_for_each_method(tmp_path):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """`litgen` without a new process, which the test of mode coverage starts."""
+
+    def run(command, config, folder, options):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        start = time.process_time()
+        assert main([command, "--config", str(config), "--trainer.enable_progress_bar=false", *options]) == 0
+        return time.process_time() - start
+
+    monkeypatch.setattr(vae_likelihood, "litgen", run)
+
+
+@pytest.mark.slow  # trains and tests
+def test_vae_likelihood_trains_tests_and_prints_a_row_for_each_method(tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setitem(vae_likelihood.CALLBACKS[1], "init_args", {"num_draws": 100})
     options = ["--data", "digits-8bit", "--methods", "IWAE-5", "IWAE-5, DReG", "--seeds", "1", "--work", str(tmp_path)]
     options += ["--out", str(tmp_path / "table.md"), "--trainer.max_steps=2", "--trainer.limit_test_batches=1"]
     vae_likelihood.main([*options, "--data.eval_batch_size=2"])
@@ -168,8 +204,8 @@ def test_vae_likelihood_builds_every_method_on_every_kind_of_data(tmp_path):
 
 
 @pytest.mark.slow  # trains for some seconds
-def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, capsys):
-    options = ["--models", "flow", "--steps", "51", "--samples", "20", "--calls", "4", "6", "--other-calls", "2"]
+def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, capsys, small_unet):
+    options = ["--models", "flow", "--steps", "51", "--samples", "10", "--calls", "4", "6", "--other-calls", "2"]
     options += ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     diffusion_quality.main(options)
     table = (tmp_path / "diffusion_quality_digits.md").read_text()
@@ -194,9 +230,9 @@ def test_diffusion_quality_on_fashion_has_the_config_of_that_data(tmp_path):
 
 
 @pytest.mark.slow  # trains a few steps
-def test_patches_are_compared_at_equal_seconds(tmp_path):
+def test_patches_are_compared_at_equal_seconds(tmp_path, small_unet):
     out = tmp_path / "patches.md"
-    options = ["--data", "digits", "--minutes", "0.01", "--seeds", "3", "--samples", "20", "--probe", "2"]
+    options = ["--data", "digits", "--minutes", "0.01", "--seeds", "3", "--samples", "10", "--probe", "2"]
     patches.main([*options, "--work", str(tmp_path), "--out", str(out)])
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| digits")]
     assert [row[1] for row in rows] == ["1", "2"]
