@@ -217,6 +217,10 @@ def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, c
     assert capsys.readouterr().out.count("'distance'") == 7
     diffusion_quality.main(options)
     assert "'distance'" not in capsys.readouterr().out
+    diffusion_quality.main([*options, "--other-calls", "2", "3", "--cached"])
+    told = capsys.readouterr().out
+    assert "'distance'" not in told
+    assert [row.split(" | ")[2:4] for row in told.splitlines() if row.startswith("| flow | ")][1:] == [["", ""]] * 3
 
 
 def test_diffusion_quality_on_fashion_has_the_config_of_that_data(tmp_path):
