@@ -113,7 +113,7 @@ class DDPM(GenerativeModule):
     @override
     def on_fit_start(self) -> None:
         if self.latents is not None and not self.latents.measured:
-            self.latents.measure(training_images(self.trainer, at_most=2048))
+            self.latents.measure(training_images(self.trainer, 2048, "DDPM: the scale of the codec's latents"))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ class VAE(GenerativeModule):
         super().setup(stage)
         if stage == "fit" and isinstance(self.prior, VampPrior) and self.prior.from_data:
             # A checkpoint's pseudo-inputs are loaded after this, and stay.
-            self.prior.begin_with(training_images(self.trainer, len(self.prior.pseudo_inputs)))
+            self.prior.begin_with(training_images(self.trainer, len(self.prior.pseudo_inputs), "VAE: a VampPrior"))
 
     @override
     def configure_optimizers(self) -> Any:
