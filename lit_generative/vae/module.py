@@ -43,8 +43,8 @@ class VAE(GenerativeModule):
         capacity: Nats that the objective ``Capacity`` aims at in training; None leaves it at its own.
 
     Raises:
-        ValueError: If encoder, decoder and flow do not agree on ``latent_dim`` or on the classes, or the objective or
-            the prior cannot have a flow.
+        ValueError: If the decoder has no ``latent_dim``; if encoder, decoder and flow do not agree on it or on the
+            classes, or the objective or the prior cannot have a flow.
     """
 
     def __init__(
@@ -60,6 +60,11 @@ class VAE(GenerativeModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if not hasattr(decoder, "latent_dim"):
+            raise ValueError(
+                f"VAE: decoder must have a latent_dim, the length of its latent vectors, and {type(decoder).__name__} "
+                "has none. Maps, as of ConvMapEncoder and ConvFeatureDecoder, are for an AdversarialVAE."
+            )
         self.latent_dim = int(decoder.latent_dim)  # type: ignore[arg-type]
         if flow is None:  # else the latents that decode() takes are no draws from posterior(), as a LatentCodec's are
             self.latent_shape = (self.latent_dim,)

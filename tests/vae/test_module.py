@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lit_generative.callbacks.likelihood_evaluation import LikelihoodEvaluation
 from lit_generative.networks.conv_vae import ConvDecoder, ConvEncoder
+from lit_generative.networks.conv_vq import ConvFeatureDecoder
 from lit_generative.networks.mlp import MLPDecoder, MLPEncoder
 from lit_generative.recipe import Recorded
 from lit_generative.tensor_ops import derive_seed, sample_generators
@@ -212,6 +213,11 @@ def test_held_out_terms_are_means_over_the_whole_set(stage):
 def test_networks_with_different_latents_are_refused():
     with pytest.raises(ValueError, match="must have the same latent_dim, got 5 and 4"):
         VAE(MLPEncoder(SHAPE, latent_dim=5), MLPDecoder(SHAPE, latent_dim=4), Bernoulli(), Elbo(), Adam)
+
+
+def test_latents_that_are_maps_are_refused():
+    with pytest.raises(ValueError, match=r"decoder must have a latent_dim, .* ConvFeatureDecoder has none"):
+        VAE(MLPEncoder(SHAPE, latent_dim=5), ConvFeatureDecoder(8, 1, dim=4, width=8), Bernoulli(), Elbo(), Adam)
 
 
 def test_labels_are_refused():
