@@ -167,7 +167,7 @@ class ByBetas(SchedulerKind):
         levels = [schedule.level(t) for t in reversed(times)]
         if any(abs(level.alpha**2 + level.sigma**2 - 1) > 1e-6 for level in levels):
             raise ValueError(
-                f"{self.name} keeps the variance, alpha^2 + sigma^2 = 1, which a {type(schedule).__name__} does not. "
+                f"{self.name} keeps the variance, alpha^2 + sigma^2 = 1, and {type(schedule).__name__} does not. "
                 "Choose a FlowMatchEulerDiscreteScheduler for straight lines, an EDMEulerScheduler for EDM."
             )
         alphas_cumprod = torch.tensor([1.0, *(level.alpha**2 for level in levels)], dtype=torch.float64)
@@ -186,7 +186,7 @@ class Straight(SchedulerKind):
         ends = [schedule.level(t) for t in schedule.even_times(3)]
         if any(abs(level.alpha + level.sigma - 1) > 1e-6 for level in ends):
             raise ValueError(
-                f"{self.name} walks on a straight line, alpha + sigma = 1, which a {type(schedule).__name__} is not. "
+                f"{self.name} walks on a straight line, alpha + sigma = 1, and {type(schedule).__name__} is none. "
                 "Choose it for RectifiedFlow."
             )
         scheduler: Any = self.scheduler_class(**self.config)
@@ -221,7 +221,7 @@ class OnTheImage(SchedulerKind):
         noisiest, middle, least = (schedule.level(t) for t in schedule.even_times(3))
         if any(level.alpha != 1 for level in (noisiest, middle, least)):
             raise ValueError(
-                f"{self.name} leaves the image as it is, alpha = 1, which a {type(schedule).__name__} does not. Choose "
+                f"{self.name} leaves the image as it is, alpha = 1, and {type(schedule).__name__} does not. Choose "
                 "it for EDMSchedule."
             )
         low, high = self.config["sigma_min"], self.config["sigma_max"]

@@ -158,10 +158,10 @@ def test_dpm_solver_on_a_continuous_schedule_is_ours():
 @pytest.mark.parametrize(
     ("name", "schedule", "told"),
     [
-        ("DDIMScheduler", RectifiedFlow(), r"keeps the variance, .* which a RectifiedFlow does not"),
-        ("DDIMScheduler", EDMSchedule(), r"keeps the variance, .* which a EDMSchedule does not"),
-        ("FlowMatchEulerDiscreteScheduler", LinearSchedule(), "straight line, .* which a LinearSchedule is not"),
-        ("EDMEulerScheduler", CosineLogSNR(), "leaves the image as it is, .* which a CosineLogSNR does not"),
+        ("DDIMScheduler", RectifiedFlow(), r"keeps the variance, .* and RectifiedFlow does not"),
+        ("DDIMScheduler", EDMSchedule(), r"keeps the variance, .* and EDMSchedule does not"),
+        ("FlowMatchEulerDiscreteScheduler", LinearSchedule(), "straight line, .* and LinearSchedule is none"),
+        ("EDMEulerScheduler", CosineLogSNR(), "leaves the image as it is, .* and CosineLogSNR does not"),
         (
             "EDMEulerScheduler",
             EDMSchedule(sigma_max=60.0),
