@@ -183,8 +183,8 @@ class Straight(SchedulerKind):
 
     @override
     def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
-        ends = [schedule.level(t) for t in schedule.even_times(3)]
-        if any(abs(level.alpha + level.sigma - 1) > 1e-6 for level in ends):
+        middle = schedule.level(schedule.nearest_time(1.0))
+        if abs(middle.alpha + middle.sigma - 1) > 1e-6:
             raise ValueError(
                 f"{self.name} walks on a straight line, alpha + sigma = 1, and {type(schedule).__name__} is none. "
                 "Choose it for RectifiedFlow."
@@ -218,12 +218,12 @@ class OnTheImage(SchedulerKind):
 
     @override
     def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
-        noisiest, middle, least = (schedule.level(t) for t in schedule.even_times(3))
-        if any(level.alpha != 1 for level in (noisiest, middle, least)):
+        if schedule.level(schedule.nearest_time(1.0)).alpha != 1:
             raise ValueError(
                 f"{self.name} leaves the image as it is, alpha = 1, and {type(schedule).__name__} does not. Choose "
                 "it for EDMSchedule."
             )
+        noisiest, least = (schedule.level(t) for t in schedule.even_times(2))
         low, high = self.config["sigma_min"], self.config["sigma_max"]
         if low < least.sigma * (1 - 1e-6) or high > noisiest.sigma * (1 + 1e-6):
             raise ValueError(

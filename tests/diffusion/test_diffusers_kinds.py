@@ -160,8 +160,13 @@ def test_dpm_solver_on_a_continuous_schedule_is_ours():
     [
         ("DDIMScheduler", RectifiedFlow(), r"keeps the variance, .* and RectifiedFlow does not"),
         ("DDIMScheduler", EDMSchedule(), r"keeps the variance, .* and EDMSchedule does not"),
-        ("FlowMatchEulerDiscreteScheduler", LinearSchedule(), "straight line, .* and LinearSchedule is none"),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            LinearSchedule(2, zero_terminal_snr=True),
+            "straight line, .* and LinearSchedule is none",
+        ),
         ("EDMEulerScheduler", CosineLogSNR(), "leaves the image as it is, .* and CosineLogSNR does not"),
+        ("EDMEulerScheduler", LinearSchedule(1), "leaves the image as it is, .* and LinearSchedule does not"),
         (
             "EDMEulerScheduler",
             EDMSchedule(sigma_max=60.0),
