@@ -62,8 +62,8 @@ class DiffusersUNet(Recorded, nn.Module):
         layers_per_block: Residual blocks in each level on the way down; there is one more on the way up.
         attention_levels: Which entries of ``widths`` have self-attention; negative numbers count from the lowest level.
         patch_size: Side of the square of pixels that is folded into channels first. With 2 a training step on CPU
-            takes 0.6 (8x8 images) to 0.35 (16x16) of its time; digits of 16x16 are better for it after the same minutes
-            (``benchmarks/results/patches.md``).
+            takes 0.6 (8x8 images) to 0.2 (32x32) of its time; digits of 16x16 and clothes of 32x32 are better for it
+            after the same minutes (``benchmarks/results/patches.md``).
         dropout: Probability in the residual blocks.
         extra_channels: Of what is shown beside ``x_t``: as many as the image's for self-conditioning, say.
         learned_variance: Give twice the image's channels, the second half for the variance of the step down.
