@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.diffusion_models import Data, Model, Scorer, build, choose_data, train
-from benchmarks.runs import remembered, spread
+from benchmarks.runs import recalled, remembered, spread
 from lit_generative.diffusion.continuous import EDMSchedule, RectifiedFlow
 from lit_generative.diffusion.noise import MinibatchOT, NoiseSource
 from lit_generative.diffusion.parameterizations import (
@@ -111,8 +111,8 @@ class Bench:
         folder = self.work / f"{model.name.replace(', ', '_').replace(' ', '-')}_{self.steps}_{seed}"
         path = folder / f"{label.replace(' ', '-')}_{self.samples}.json"
         key = [describe(part) for part in (*model, sampler)]
-        if self.cached and not path.exists():
-            return {}
+        if self.cached:
+            return recalled(path, key) or {}
         return remembered(
             f"{model.name} {seed} {label}", path, key, lambda: self._measure(model, sampler, folder, seed)
         )
@@ -240,8 +240,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = choose_data(options.data, options.fashion_dir)
-    budget = (options.steps, options.samples, options.seeds, options.models, options.precision)
-    bench = Bench(data, options.work, *budget, options.cached)
+    bench = Bench(
+        data,
+        options.work,
+        options.steps,
+        options.samples,
+        options.seeds,
+        options.models,
+        options.precision,
+        options.cached,
+    )
     calls = {name: options.calls if name == "DDIM" else options.other_calls for name in SAMPLERS}
     grids = {name: grid_table(bench, name, num_calls) for name, num_calls in calls.items()}
     walked, walks = walk_table(bench, options.calls)

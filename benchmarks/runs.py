@@ -34,10 +34,17 @@ def litgen(command: str, config: Path, folder: Path, options: Sequence[str]) -> 
     return usage.ru_utime + usage.ru_stime
 
 
-def remembered(name: str, result: Path, key: list[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured under the same key before, or is measured now, told, and written to ``result``."""
+def recalled(result: Path, key: list[Any]) -> dict[str, Any] | None:
+    """What was measured under the same key before, and written to ``result``, if anything."""
     if result.exists() and (done := json.loads(result.read_text()))["key"] == key:
         return dict(done["scores"])
+    return None
+
+
+def remembered(name: str, result: Path, key: list[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured under the same key before, or is measured now, told, and written to ``result``."""
+    if (before := recalled(result, key)) is not None:
+        return before
     scores = measure()
     result.write_text(json.dumps({"key": key, "scores": scores}))
     print(name, {score: round(value, 4) for score, value in scores.items()}, flush=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.runs import ROOT, litgen, remembered, spread
+from benchmarks.runs import ROOT, litgen, recalled, remembered, spread
 
 OBJECTIVES = "lit_generative.vae.objectives"
 CALLBACKS = [
@@ -131,8 +131,7 @@ class Place(NamedTuple):
     @property
     def done(self) -> bool:
         """Whether it was run before."""
-        result = self.folder / "result.json"
-        return result.exists() and json.loads(result.read_text())["key"] == self.key
+        return recalled(self.folder / "result.json", self.key) is not None
 
 
 def place_of(run: Run, work: Path, fashion_dir: Path, more: Sequence[str]) -> Place:

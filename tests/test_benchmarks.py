@@ -220,6 +220,11 @@ def test_diffusion_quality_tabulates_and_draws_what_it_measures_once(tmp_path, c
     diffusion_quality.main([*options, "--other-calls", "2", "3", "--cached"])
     told = capsys.readouterr().out
     assert "'distance'" not in told
+    for path in tmp_path.rglob("DDPM-2_10.json"):  # measured of another model
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"key": []}))
+    diffusion_quality.main([*options, "--cached"])
+    assert "'distance'" not in (stale := capsys.readouterr().out)
+    assert [row.split(" | ")[1] for row in stale.splitlines() if row.startswith("| flow | ")][1] == ""
     assert [row.split(" | ")[2:4] for row in told.splitlines() if row.startswith("| flow | ")][1:] == [["", ""]] * 3
 
 
