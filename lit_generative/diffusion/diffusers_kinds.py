@@ -47,19 +47,13 @@ class SchedulerKind(ABC):
         """What a step takes for the network's output."""
 
     @abstractmethod
-    def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
-        """A fresh scheduler that walks down the schedule, its timesteps set.
+    def walk(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> tuple[Any, list[Level]]:
+        """A fresh scheduler that walks down the schedule, and where it calls the network.
+
+        Of each call that is the scheduler's own noise, and the schedule's nearest time.
 
         Raises:
-            ValueError: If it cannot.
-        """
-
-    @abstractmethod
-    def levels(self, scheduler: Any, schedule: NoiseSchedule) -> list[Level]:
-        """Where it calls the network: its own noise, and the schedule's nearest time.
-
-        Raises:
-            ValueError: If it does not say, or cannot step from there.
+            ValueError: If it cannot, or does not say.
         """
 
     @abstractmethod
@@ -79,6 +73,12 @@ class SchedulerKind(ABC):
         alpha, sigma = (torch.tensor(v, dtype=torch.float64) for v in (level.alpha, level.sigma))
         return self.parameterization.target(guess.x0, guess.eps, alpha, sigma)
 
+    def _fresh(self, num_steps: int, device: torch.device | str, **ours: Any) -> Any:
+        """A scheduler with its timesteps set, and settings of ours in place of its own."""
+        scheduler: Any = self.scheduler_class(**self.config | ours)
+        scheduler.set_timesteps(num_steps, device=device)
+        return scheduler
+
     def _one_of(self, accepted: dict[str, Parameterization], default: str) -> Parameterization:
         chosen = self.config.get("prediction_type", default)
         if chosen not in accepted:
@@ -97,27 +97,27 @@ class ByBetas(SchedulerKind):
         return self._one_of(PREDICTIONS, "epsilon")
 
     @override
-    def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
+    def walk(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> tuple[Any, list[Level]]:
         steps = self._numbered(schedule)
         try:
             steps.even_times(num_steps)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
         ours = {"num_train_timesteps": steps.num_timesteps, "clip_sample": False}
-        config = {**self.config, **{key: value for key, value in ours.items() if key in self.config}}
-        scheduler: Any = self.scheduler_class(**config, trained_betas=steps.betas.tolist())
+        ours = {key: value for key, value in ours.items() if key in self.config}
+        scheduler = self._fresh(num_steps, device, trained_betas=steps.betas.tolist(), **ours)
         alphas_cumprod = getattr(scheduler, "alphas_cumprod", torch.zeros(()))
         if not torch.allclose(alphas_cumprod.double(), steps.alphas_cumprod, rtol=1e-3, atol=1e-12):
             raise ValueError(
                 f"{self.name} does not keep to the betas it is given. Choose another, or leave out its "
                 "rescale_betas_zero_snr: our schedules have zero_terminal_snr."
             )
-        scheduler.set_timesteps(num_steps, device=device)
-        return scheduler
+        levels = self._levels(scheduler, steps)
+        if steps is schedule:
+            return scheduler, levels
+        return scheduler, [level._replace(t=schedule.nearest_time(level.sigma / level.alpha)) for level in levels]
 
-    @override
-    def levels(self, scheduler: Any, schedule: NoiseSchedule) -> list[Level]:
-        steps = self._numbered(schedule)
+    def _levels(self, scheduler: Any, steps: DiscreteSchedule) -> list[Level]:
         times = [float(t) for t in scheduler.timesteps]
         levels = [steps.level(round(t)) for t in times]
         if levels[0].alpha == 0 and (hasattr(scheduler, "sigmas") or isinstance(self.parameterization, Epsilon)):
@@ -135,9 +135,7 @@ class ByBetas(SchedulerKind):
                         f"{self.name} does not say at which noise levels it calls the network. Choose another."
                     )
                 levels[i] = Level(level.t, 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio))
-        if steps is schedule:
-            return levels
-        return [level._replace(t=schedule.nearest_time(level.sigma / level.alpha)) for level in levels]
+        return levels
 
     @override
     def start(self, x_t: Tensor, scheduler: Any, schedule: NoiseSchedule, first: Level) -> Tensor:
@@ -182,22 +180,18 @@ class Straight(SchedulerKind):
         return self._one_of({"flow_prediction": FlowVelocity()}, "flow_prediction")
 
     @override
-    def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
+    def walk(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> tuple[Any, list[Level]]:
         middle = schedule.level(schedule.nearest_time(1.0))
         if abs(middle.alpha + middle.sigma - 1) > 1e-6:
             raise ValueError(
                 f"{self.name} walks on a straight line, alpha + sigma = 1, and {type(schedule).__name__} is none. "
                 "Choose it for RectifiedFlow."
             )
-        scheduler: Any = self.scheduler_class(**self.config)
-        scheduler.set_timesteps(num_steps, device=device)
-        return scheduler
-
-    @override
-    def levels(self, scheduler: Any, schedule: NoiseSchedule) -> list[Level]:
+        scheduler = self._fresh(num_steps, device)
         shares = scheduler.sigmas[: len(scheduler.timesteps)].tolist()
         ratios = [s / (1 - s) if s < 1 else math.inf for s in shares]
-        return [Level(schedule.nearest_time(ratio), 1 - s, s) for ratio, s in zip(ratios, shares, strict=True)]
+        levels = [Level(schedule.nearest_time(ratio), 1 - s, s) for ratio, s in zip(ratios, shares, strict=True)]
+        return scheduler, levels
 
     @override
     def start(self, x_t: Tensor, scheduler: Any, schedule: NoiseSchedule, first: Level) -> Tensor:
@@ -217,7 +211,7 @@ class OnTheImage(SchedulerKind):
         return self._one_of({"epsilon": edm, "v_prediction": edm}, "epsilon")
 
     @override
-    def build(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> Any:
+    def walk(self, schedule: NoiseSchedule, num_steps: int, device: torch.device | str) -> tuple[Any, list[Level]]:
         if schedule.level(schedule.nearest_time(1.0)).alpha != 1:
             raise ValueError(
                 f"{self.name} leaves the image as it is, alpha = 1, and {type(schedule).__name__} does not. Choose "
@@ -230,14 +224,9 @@ class OnTheImage(SchedulerKind):
                 f"{self.name}: sigma_min and sigma_max must lie in the schedule's {least.sigma:g} to "
                 f"{noisiest.sigma:g}, got {low:g} and {high:g}."
             )
-        scheduler: Any = self.scheduler_class(**self.config)
-        scheduler.set_timesteps(num_steps, device=device)
-        return scheduler
-
-    @override
-    def levels(self, scheduler: Any, schedule: NoiseSchedule) -> list[Level]:
+        scheduler = self._fresh(num_steps, device)
         sigmas = scheduler.sigmas[: len(scheduler.timesteps)].tolist()
-        return [Level(schedule.nearest_time(sigma), 1.0, sigma) for sigma in sigmas]
+        return scheduler, [Level(schedule.nearest_time(sigma), 1.0, sigma) for sigma in sigmas]
 
     @override
     def start(self, x_t: Tensor, scheduler: Any, schedule: NoiseSchedule, first: Level) -> Tensor:

@@ -85,8 +85,7 @@ class DiffusersSampler(Sampler):
 
     def _walk(self, schedule: NoiseSchedule, device: torch.device | str) -> tuple[Any, list[Level]]:
         """A fresh scheduler, and where it calls the network."""
-        scheduler = self.kind.build(schedule, self.num_steps, device)
-        levels = self.kind.levels(scheduler, schedule)
+        scheduler, levels = self.kind.walk(schedule, self.num_steps, device)
         if levels[-1].sigma > levels[0].sigma:
             raise ValueError(f"{self.kind.name} walks from data to noise. Choose another.")
         return scheduler, levels

@@ -5,6 +5,7 @@ import itertools
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers import scheduling_edm_euler
 
 from lit_generative.diffusion.continuous import CosineLogSNR, EDMSchedule, LinearLogSNR, RectifiedFlow
 from lit_generative.diffusion.diffusers_sampler import DiffusersSampler
@@ -107,6 +108,21 @@ def test_a_checkpoint_builds_the_scheduler_again(case, parameterization, tmp_pat
     assert describe(loaded.sampler) == describe(sampler)
     samples = [m.sample(3, generator=sample_generators(1, 3)) for m in (module, loaded)]
     torch.testing.assert_close(*samples, rtol=0, atol=0)
+
+
+def test_noise_whose_digits_a_scheduler_has_lost_is_no_other_noise():
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    sampler, schedule = DiffusersSampler(scheduler, 20), LinearLogSNR()  # alphas_cumprod of 1 - 2e-6, in float32
+    least = schedule.level(schedule.t_min)
+    assert sampler.levels(schedule)[-2].sigma == pytest.approx(least.sigma, rel=0.05)
+
+
+def test_edms_scheduler_does_not_complain_of_inputs_that_it_did_not_scale(monkeypatch):
+    def refuse(message):
+        raise AssertionError(message)
+
+    monkeypatch.setattr(scheduling_edm_euler.logger, "warning", refuse)
+    walk(*build("EDMEuler", 3))
 
 
 # ---- agreement with ours
