@@ -119,6 +119,13 @@ def trainer(tmp_path: Any, **kwargs: Any) -> L.Trainer:
     return L.Trainer(**(arguments | kwargs))
 
 
+def drawn(pipeline: Any, generators: list[torch.Generator], **options: Any) -> torch.Tensor:
+    """What a pipeline of diffusers draws, an image a generator: ``(N, C, H, W)`` in ``[-1, 1]``."""
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=len(generators), generator=generators, output_type="np", **options).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all parameters and buffers."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -34,10 +34,8 @@ def checkpoint(tmp_path_factory):
 
 
 def drawn(pipeline, num_steps):
-    pipeline.set_progress_bar_config(disable=True)
-    options = {"use_clipped_model_output": True, "output_type": "np"}
-    images = pipeline(2, sample_generators(1, 2), num_inference_steps=num_steps, **options).images
-    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+    options = {"use_clipped_model_output": True, "num_inference_steps": num_steps}
+    return tiny.drawn(pipeline, sample_generators(1, 2), **options)
 
 
 @pytest.mark.parametrize(("option", "ema"), [((), None), (("--no-ema",), False)])

@@ -17,6 +17,7 @@ from lit_generative.diffusion.spacings import EvenLogSNR, Leading, Linspace, Tra
 from lit_generative.diffusion.variances import BetaVariance, LearnedVariance, PosteriorVariance
 from lit_generative.networks.diffusers_unet import DiffusersUNet
 from lit_generative.tensor_ops import sample_generators
+from tests import tiny
 from tests.tiny import ddpm, point_ddpm, weights
 
 
@@ -29,10 +30,8 @@ def unet(**options):
     return network
 
 
-def drawn(pipeline, num=3, **options):
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=num, generator=sample_generators(5, num), output_type="np", **options).images
-    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+def drawn(pipeline, **options):
+    return tiny.drawn(pipeline, sample_generators(5, 3), **options)
 
 
 CASES = {
